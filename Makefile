@@ -1,0 +1,45 @@
+# Every target does its own set-up: a virtual environment with the locked, hashed dependencies.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+T ?= tests
+
+.PHONY: run test check format bench lock clean
+
+run: $(READY)
+	@$(BIN)/relay dev --play
+
+test: check
+	@$(BIN)/pytest $(T)
+
+check: $(READY)
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy --no-error-summary
+
+format: $(READY)
+	@$(BIN)/ruff format --quiet .
+	@$(BIN)/ruff check --fix --quiet .
+
+bench: $(READY)
+	@$(BIN)/python -m tests.bench
+
+# Rewrites the lock files from pyproject.toml; hashes only, no registry addresses.
+lock:
+	@$(PYTHON) -m venv $(VENV)-lock && $(VENV)-lock/bin/pip install --quiet uv
+	@$(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	  --no-annotate pyproject.toml -o requirements.lock
+	@$(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	  --no-annotate --extra dev --extra test -c requirements.lock pyproject.toml -o requirements-dev.lock
+	@rm -rf $(VENV)-lock
+
+clean:
+	@rm -rf $(VENV) dist spool .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(READY): requirements-dev.lock pyproject.toml
+	@echo "Setting up $(VENV) (once; about 200 MB)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $(READY)
