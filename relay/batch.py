@@ -1,0 +1,69 @@
+"""How events lie in a row of the spool: JSON for what is small, their bodies one after the other."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import orjson
+
+from relay.event import DeadLetterReason, Event
+
+#: An event with its sequence.
+Entry = tuple[int, Event]
+
+#: A row holds at most about this many bytes of bodies; a larger body has a row of its own.
+ROW_BYTES = 1 << 20
+
+
+def rows(entries: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
+    start = size = 0
+    for index, (_, event) in enumerate(entries):
+        if size and size + len(event.body) > ROW_BYTES:
+            yield entries[start:index]
+            start, size = index, 0
+        size += len(event.body)
+    if entries:
+        yield entries[start:]
+
+
+def encode(entries: Iterable[Entry]) -> tuple[str, bytes]:
+    fields: list[list[Any]] = []
+    bodies: list[bytes] = []
+    offset = 0
+    for sequence, (workspace, type_, key, digest, occurrence, received_at, time_, reason, detail, body) in entries:
+        row = (sequence, workspace, type_, key, digest.hex(), occurrence, received_at, time_, reason, detail)
+        fields.append([*row, offset, len(body)])
+        bodies.append(body)
+        offset += len(body)
+    return orjson.dumps(fields).decode(), b"".join(bodies)
+
+
+def decode(events: str, bodies: bytes) -> Iterator[Entry]:
+    for (
+        sequence,
+        workspace,
+        type_,
+        key,
+        digest,
+        occurrence,
+        received_at,
+        time_,
+        reason,
+        detail,
+        offset,
+        size,
+    ) in orjson.loads(events):
+        yield (
+            sequence,
+            Event(
+                workspace,
+                type_,
+                key,
+                bytes.fromhex(digest),
+                occurrence,
+                received_at,
+                time_,
+                reason and DeadLetterReason(reason),
+                detail,
+                bodies[offset : offset + size],
+            ),
+        )

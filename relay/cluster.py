@@ -1,0 +1,242 @@
+"""
+The Kafka cluster: how to connect, which topics are there, how far a spool has come, what its errors mean.
+
+With kafka.py the only place that knows aiokafka.
+"""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from aiokafka import AIOKafkaConsumer, TopicPartition, errors
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.helpers import create_ssl_context
+from aiokafka.partitioner import murmur2
+
+from relay.errors import (
+    Fenced,
+    KafkaDenied,
+    KafkaLost,
+    KafkaTimeout,
+    KafkaUnreachable,
+    PartitionLeaderless,
+    RecordsRefused,
+    TopicsMissing,
+)
+from relay.watermark import Watermark
+
+REQUEST_TIMEOUT_MS = 10_000
+RETRY_BACKOFF_MS = 100
+#: Seconds for anything that is asked of the cluster before the first record.
+START_TIMEOUT = 45.0
+#: Partitions of topics that the relay creates.
+PARTITIONS = 6
+MAX_REPLICATION = 3
+#: How far before the end the watermark is looked for first; then ten times that, and so on.
+_WATERMARK_REACH = 1_000
+_ALREADY_EXISTS = 36
+_CREATION_LOOKS = 50
+
+_MEANINGS: tuple[tuple[tuple[type[BaseException], ...], type[KafkaLost]], ...] = (
+    ((errors.MessageSizeTooLargeError, errors.CorruptRecordException, errors.UnknownError), RecordsRefused),
+    ((errors.ProducerFenced, errors.InvalidProducerEpoch, errors.IllegalOperation), Fenced),
+    (
+        (
+            errors.TopicAuthorizationFailedError,
+            errors.TransactionalIdAuthorizationFailed,
+            errors.ClusterAuthorizationFailedError,
+            errors.AuthenticationFailedError,
+            errors.SaslAuthenticationFailed,
+        ),
+        KafkaDenied,
+    ),
+    ((errors.UnknownTopicOrPartitionError,), TopicsMissing),
+    ((errors.NotLeaderForPartitionError, errors.LeaderNotAvailableError), PartitionLeaderless),
+    ((TimeoutError, errors.KafkaTimeoutError, errors.RequestTimedOutError), KafkaTimeout),
+    ((errors.KafkaConnectionError, errors.NodeNotReadyError, OSError), KafkaUnreachable),
+)
+
+
+class Connection(NamedTuple):
+    """How to reach the cluster and who to be there."""
+
+    bootstrap_servers: str
+    client_id: str
+    security_protocol: str = "PLAINTEXT"
+    sasl_mechanism: str = "PLAIN"
+    sasl_username: str | None = None
+    sasl_password: str | None = None
+    ssl_cafile: str | None = None
+    ssl_certfile: str | None = None
+    ssl_keyfile: str | None = None
+
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments that aiokafka's clients share."""
+        context: ssl.SSLContext | None = None
+        if self.security_protocol.endswith("SSL"):
+            context = create_ssl_context(cafile=self.ssl_cafile, certfile=self.ssl_certfile, keyfile=self.ssl_keyfile)
+        return {
+            "bootstrap_servers": self.bootstrap_servers,
+            "client_id": self.client_id,
+            "security_protocol": self.security_protocol,
+            "sasl_mechanism": self.sasl_mechanism,
+            "sasl_plain_username": self.sasl_username,
+            "sasl_plain_password": self.sasl_password,
+            "ssl_context": context,
+            "request_timeout_ms": REQUEST_TIMEOUT_MS,
+            "retry_backoff_ms": RETRY_BACKOFF_MS,
+        }
+
+
+@contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """Raises what aiokafka raises as one of errors.KafkaLost, saying what the relay was *doing*."""
+    try:
+        yield
+    except KafkaLost:
+        raise
+    except Exception as error:
+        meaning = meaning_of(error)
+        raise meaning(f"{meaning.__doc__} While {doing}: {str(error) or type(error).__name__}") from error
+
+
+def meaning_of(error: BaseException) -> type[KafkaLost]:
+    """What an exception of aiokafka's means for the relay."""
+    if isinstance(error, AssertionError):
+        # aiokafka's own: of a fenced producer's state machine, or of a topic that lost partitions.
+        return TopicsMissing if "partition" in str(error) else Fenced
+    # A sender task that died carries its reason as the cause.
+    for cause in (error, error.__cause__):
+        for types, meaning in _MEANINGS:
+            if isinstance(cause, types):
+                return meaning
+    return KafkaLost
+
+
+@lru_cache(maxsize=8192)
+def key_hash(key: bytes) -> int:
+    """murmur2 as the Java client's default partitioner takes it, modulo nothing yet."""
+    return int(murmur2(key)) & 0x7FFFFFFF
+
+
+class Topic(NamedTuple):
+    """A topic as the cluster describes it."""
+
+    partitions: int
+    #: Partitions without a leader.
+    leaderless: tuple[int, ...]
+
+
+class Cluster:
+    """Asks the cluster and changes its topics; holds no connection."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    async def topics(self, having: Collection[str] = ()) -> Mapping[str, Topic]:
+        """
+        Every topic that the relay may see. Asks for all: asking for a missing one by name could create it.
+
+        With *having* waits a little for topics that were just created: not every broker knows of them at once.
+
+        Raises: KafkaLost.
+        """
+        async with self._admin() as admin:
+            for _ in range(_CREATION_LOOKS):
+                found = {topic["topic"]: topic for topic in await admin.describe_topics() if not topic["error_code"]}
+                led = [name for name in having if name in found and not _leaderless(found[name])]
+                if len(led) == len(having):
+                    break
+                await asyncio.sleep(RETRY_BACKOFF_MS / 1000)
+        return {name: Topic(len(topic["partitions"]), _leaderless(topic)) for name, topic in found.items()}
+
+    async def create_topics(self, names: Collection[str], config: Mapping[str, str], partitions: int) -> None:
+        """
+        Creates topics, with as many replicas as there are brokers, three at most.
+
+        Raises: KafkaLost.
+        """
+        if not names:
+            return
+        async with self._admin() as admin:
+            brokers = len((await admin.describe_cluster())["brokers"])
+            response = await admin.create_topics(
+                [
+                    NewTopic(name, partitions, min(brokers, MAX_REPLICATION), topic_configs=dict(config))
+                    for name in names
+                ]
+            )
+        # aiokafka returns the broker's error codes and raises nothing.
+        for name, code, *_ in response.topic_errors:
+            if code not in {0, _ALREADY_EXISTS}:
+                raise TopicsMissing(f"Topic {name} cannot be created: {errors.for_code(code).__name__}.")
+
+    @asynccontextmanager
+    async def _admin(self) -> AsyncIterator[AIOKafkaAdminClient]:
+        with translated("asking for topics"):
+            admin = AIOKafkaAdminClient(**self.connection.options())
+            try:
+                async with asyncio.timeout(START_TIMEOUT):
+                    await admin.start()
+                    yield admin
+            finally:
+                await admin.close()
+
+    async def read_watermark(self, topic: str, partition: int, key: bytes) -> Watermark | None:
+        """
+        The last committed watermark with that *key*.
+
+        Only right after the producer's start has resolved the transactions before it. Reads to the end that a
+        `read_uncommitted` reader sees: a `read_committed` one's lies before any open transaction, even another relay's.
+
+        Raises: KafkaLost.
+        """
+        place = TopicPartition(topic, partition)
+        with translated(f"reading the watermark from {topic} partition {partition}"):
+            async with asyncio.timeout(START_TIMEOUT):
+                async with self._consumer("read_uncommitted") as consumer:
+                    begin = (await consumer.beginning_offsets([place]))[place]
+                    end = (await consumer.end_offsets([place]))[place]
+                async with self._consumer("read_committed") as consumer:
+                    consumer.assign([place])
+                    reach = _WATERMARK_REACH
+                    while True:
+                        start = max(begin, end - reach)
+                        found = await _last_value(consumer, place, start, end, key)
+                        if found is not None:
+                            return Watermark.decode(found)
+                        if start == begin:
+                            return None
+                        reach *= 10
+
+    @asynccontextmanager
+    async def _consumer(self, isolation_level: str) -> AsyncIterator[AIOKafkaConsumer]:
+        consumer = AIOKafkaConsumer(
+            **self.connection.options(), isolation_level=isolation_level, enable_auto_commit=False
+        )
+        try:
+            await consumer.start()
+            yield consumer
+        finally:
+            await consumer.stop()
+
+
+def _leaderless(topic: Mapping[str, Any]) -> tuple[int, ...]:
+    return tuple(partition["partition"] for partition in topic["partitions"] if partition["leader"] < 0)
+
+
+async def _last_value(
+    consumer: AIOKafkaConsumer, place: TopicPartition, start: int, end: int, key: bytes
+) -> bytes | None:
+    consumer.seek(place, start)
+    found: bytes | None = None
+    while True:
+        # At least one fetch, even of nothing: only a fetch shows that the right to read is missing.
+        for record in (await consumer.getmany(place, timeout_ms=100)).get(place, ()):
+            if record.key == key:
+                found = record.value
+        if await consumer.position(place) >= end:
+            return found

@@ -1,0 +1,497 @@
+"""`relay send`: plays Rocket.Chat against a relay.
+
+Its request, its timeout and its retry rule, version by version; files, a whole made-up chat, or a load.
+"""
+
+import argparse
+import asyncio
+import base64
+import itertools
+import json
+import math
+import os
+import random
+import re
+import socket
+import ssl
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from relay.dev.chats import conversation, stream
+
+MAX_ANSWER_BYTES = 10 * 1024 * 1024  # Rocket.Chat 9.0 reads no more of an answer's body.
+_USER_AGENT = "node-fetch/1.0 (+https://github.com/bitinn/node-fetch)"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What a Rocket.Chat makes of an answer. No redirect is followed: it is no success, whatever the version."""
+
+    since: tuple[int, int, int]
+    success: range
+    retried: tuple[range, ...]  # Network errors and timeouts are retried by every version.
+    tries: int
+    gap: float | None  # Seconds from one try to the next; None: four times the timeout.
+    timed: bool  # Does the timeout apply at all?
+    body_counts: bool  # Is a success retried when its body stalls or is cut off?
+
+
+# Newest first. The first Rocket.Chats of the last line, before 4.1, retried for ever; the player doesn't.
+RULES = (
+    Rule((7, 10, 4), range(200, 201), (range(429, 430), range(500, 1000)), 5, None, timed=True, body_counts=True),
+    Rule((6, 4, 3), range(200, 201), (range(201, 1000),), 10, None, timed=True, body_counts=False),
+    Rule((6, 2, 0), range(200, 201), (), 10, None, timed=True, body_counts=False),
+    Rule((0, 0, 0), range(200, 300), (range(400, 1000),), 10, 10.0, timed=False, body_counts=True),
+)
+
+
+def rule_of(version: str) -> Rule:
+    """The rule of a Rocket.Chat, named as it names itself: `9.0`, `7.10.3`, `6.5.0-rc.1`."""
+    match = re.fullmatch(r"v?(\d+)(?:\.(\d+))?(?:\.(\d+))?(?:[-+].*)?", version)
+    if not match:
+        raise ValueError(f"not a version of Rocket.Chat: {version!r} (expected something like 9.0 or 7.10.3)")
+    numbers = tuple(int(part or 0) for part in match.groups())
+    return next(rule for rule in RULES if numbers >= rule.since)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try to deliver *body*, as its sender saw it."""
+
+    body: bytes
+    number: int  # From 1.
+    seconds: float  # From the connection's first packet to the end of the answer.
+    status: int | None  # None: no answer. An answer whose body failed has both status and error.
+    error: str | None
+    answer: bytes
+    delivered: bool
+    again_in: float | None  # Seconds until the next try; None: this was the last.
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one event."""
+
+    attempts: tuple[Attempt, ...]
+
+    @property
+    def delivered(self) -> bool:
+        return self.attempts[-1].delivered
+
+    @property
+    def status(self) -> int | None:
+        return self.attempts[-1].status
+
+    @property
+    def error(self) -> str | None:
+        return self.attempts[-1].error
+
+
+class RocketChat:
+    """A sender of webhooks that behaves as the Rocket.Chat of *version* does; needs no closing.
+
+    *timeout* is its setting `Livechat_http_timeout`, here in seconds; *gap* replaces the wait between two tries;
+    *on_attempt* is called after each try, before the next. The request is that of node-fetch 2.7.0, for any version.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str | None,
+        *,
+        version: str = "9.0",
+        timeout: float = 5.0,
+        gap: float | None = None,
+        retry: bool = True,
+        on_attempt: Callable[[Attempt], None] | None = None,
+    ) -> None:
+        self.rule = rule_of(version)
+        self.timeout = timeout
+        self.tries = self.rule.tries if retry else 1
+        self.gap = gap if gap is not None else self.rule.gap if self.rule.gap is not None else 4 * timeout
+        self._on_attempt = on_attempt
+        parts = urlsplit(url)
+        if not re.fullmatch(r"[\x21-\x7e]+", url) or parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"not an absolute http or https URL: {url!r}")
+        if not re.fullmatch(r"[\x20-\x7e]*", token or ""):
+            raise ValueError("the token has characters that no HTTP header can hold")
+        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self._host, self._port = parts.hostname, parts.port or (443 if self._tls else 80)
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        self._before_length = f"POST {target} HTTP/1.1\r\nContent-Type: application/json\r\n"
+        self._before_length += f"X-RocketChat-Livechat-Token: {token}\r\n" if token else ""
+        self._before_length += "Accept: */*\r\nContent-Length: "
+        userinfo, _, netloc = parts.netloc.rpartition("@")
+        basic = base64.b64encode(unquote(userinfo).encode()).decode()
+        self._after_length = f"\r\nUser-Agent: {_USER_AGENT}\r\nAccept-Encoding: gzip,deflate\r\nHost: {netloc}\r\n"
+        self._after_length += f"Authorization: Basic {basic}\r\n" if userinfo else ""
+        self._after_length += "Connection: close\r\n\r\n"
+
+    @property
+    def window(self) -> float:
+        """Seconds from an event to its last try's end, when all fail as slowly as they may."""
+        return self.tries * self.timeout + (self.tries - 1) * self.gap
+
+    async def deliver(self, body: bytes) -> Outcome:
+        """Send *body*, and again as long as that Rocket.Chat would; never raises for what the other side does."""
+        attempts: list[Attempt] = []
+        while not attempts or attempts[-1].again_in is not None:
+            if attempts:
+                await asyncio.sleep(self.gap)
+            attempts.append(await self._attempt(body, len(attempts) + 1))
+            if self._on_attempt:
+                self._on_attempt(attempts[-1])
+        return Outcome(tuple(attempts))
+
+    async def _attempt(self, body: bytes, number: int) -> Attempt:
+        started = time.perf_counter()
+        answer = _Answer()
+        error = None
+        try:
+            async with asyncio.timeout(self.timeout if self.rule.timed else None):
+                await self._exchange(body, answer)
+        except (OSError, EOFError, ValueError, asyncio.LimitOverrunError) as exc:
+            error = _name_of(exc)
+        rule, status = self.rule, answer.status
+        delivered = status in rule.success and not (error and rule.body_counts)
+        retried = status is None or status in rule.success or any(status in statuses for statuses in rule.retried)
+        again = self.gap if retried and not delivered and number < self.tries else None
+        seconds = time.perf_counter() - started
+        return Attempt(body, number, seconds, status, error, answer.body, delivered, again)
+
+    async def _exchange(self, body: bytes, answer: "_Answer") -> None:
+        # aiohttp's client always puts Host first, and costs 2.7 times the CPU of this with a connection per event.
+        reader, writer = await asyncio.open_connection(self._host, self._port, ssl=self._tls)
+        try:
+            writer.write(f"{self._before_length}{len(body)}{self._after_length}".encode() + body)
+            await answer.read(reader)
+        finally:
+            # Nothing is left to be sent or read: with an empty buffer this is an ordinary FIN.
+            writer.transport.abort()
+
+
+@dataclass(slots=True)
+class _Answer:
+    status: int | None = None
+    body: bytes = b""
+
+    async def read(self, reader: asyncio.StreamReader) -> None:
+        """Fill in the status as soon as it is known, then the body: the status may be all there is."""
+        status = 100
+        while status < 200:
+            head = await reader.readuntil(b"\r\n\r\n")
+            match = re.match(rb"HTTP/1\.[01] ([1-9]\d\d)[ \r]", head)
+            if not match:
+                raise ValueError("not an HTTP answer")
+            status = int(match[1])
+        self.status = status
+        if status in (204, 304):
+            return
+        length = re.search(rb"\r\ncontent-length:[ \t]*(\d{1,18})[ \t]*\r\n", head, re.IGNORECASE)
+        if re.search(rb"\r\ntransfer-encoding:[^\r]*chunked", head, re.IGNORECASE):
+            while size := int((await reader.readuntil(b"\r\n")).partition(b";")[0], 16):
+                self._make_room(size)
+                self.body += (await reader.readexactly(size + 2))[:size]
+            while await reader.readuntil(b"\r\n") != b"\r\n":
+                pass
+        elif length:
+            self._make_room(int(length[1]))
+            self.body = await reader.readexactly(int(length[1]))
+        else:
+            while part := await reader.read(65536):
+                self._make_room(len(part))
+                self.body += part
+
+    def _make_room(self, size: int) -> None:
+        if len(self.body) + size > MAX_ANSWER_BYTES:
+            raise ValueError("answer larger than 10 MiB")
+
+
+_FAULTS: tuple[tuple[type[Exception], str], ...] = (
+    (TimeoutError, "timeout"),
+    (ConnectionRefusedError, "connection refused"),
+    (ConnectionError, "connection reset"),
+    (EOFError, "answer cut off"),
+    (socket.gaierror, "unknown host"),
+)
+
+
+def _name_of(exc: Exception) -> str:
+    """A short name, the same for the same fault: it is counted by."""
+    for fault, name in _FAULTS:
+        if isinstance(exc, fault):
+            return name
+    if isinstance(exc, ssl.SSLError):
+        return f"TLS: {exc.reason}"
+    if isinstance(exc, OSError):
+        # No number: a name with several addresses, each with an error of its own.
+        return os.strerror(exc.errno) if exc.errno else "cannot connect"
+    return str(exc)
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts what a player does: give its `attempt` to the player as *on_attempt*."""
+
+    events: int = 0  # Begun; counted by who calls `deliver`.
+    delivered: int = 0
+    given_up: int = 0
+    attempts: int = 0
+    retries: int = 0
+    answers: Counter[int] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0  # From the start of the first try to the end of the last.
+    sending: float = 0.0  # The same, of first tries only.
+    behind: float = 0.0  # How late, in seconds, the latest event of a stream was sent.
+    slowest: float = 0.0
+    # Answered tries by 50 times the logarithm of their seconds: steps of 2 %, in bounded memory.
+    latencies: Counter[int] = field(default_factory=Counter)
+    _began: float | None = None
+
+    def attempt(self, attempt: Attempt) -> None:
+        now = time.perf_counter()
+        self._began = self._began if self._began is not None else now - attempt.seconds
+        self.seconds = now - self._began
+        self.attempts += 1
+        if attempt.number == 1:
+            self.sending = self.seconds
+        else:
+            self.retries += 1
+        self.delivered += attempt.delivered
+        self.given_up += not attempt.delivered and attempt.again_in is None
+        if attempt.error:
+            self.errors[attempt.error] += 1
+        if attempt.status is not None:
+            self.answers[attempt.status] += 1
+            self.latencies[round(50 * math.log(attempt.seconds))] += 1
+            self.slowest = max(self.slowest, attempt.seconds)
+
+    def latency(self, share: float) -> float:
+        """Seconds within which *share* of the answered tries were answered, to 1 %."""
+        wanted = share * self.latencies.total()
+        for step in sorted(self.latencies):
+            wanted -= self.latencies[step]
+            if wanted <= 0:
+                return min(math.exp(step / 50), self.slowest)
+        return self.slowest
+
+    def as_dict(self) -> dict[str, Any]:
+        latency = {"p50": self.latency(0.5), "p99": self.latency(0.99), "max": self.slowest}
+        return {
+            "events": self.events,
+            "delivered": self.delivered,
+            "given_up": self.given_up,
+            "unfinished": self.events - self.delivered - self.given_up,
+            "attempts": self.attempts,
+            "retries": self.retries,
+            "answers": {str(status): count for status, count in sorted(self.answers.items())},
+            "errors": dict(sorted(self.errors.items())),
+            "latency_ms": {name: round(seconds * 1000, 3) for name, seconds in latency.items()},
+            "seconds": round(self.seconds, 3),
+            "events_per_second": round(self.events / self.sending, 1) if self.sending else 0.0,
+            "behind_seconds": round(self.behind, 3),
+        }
+
+    def __str__(self) -> str:
+        told = self.as_dict()
+        results = ", ".join(f"{count} x {name}" for name, count in {**told["answers"], **told["errors"]}.items())
+        lines = [
+            f"{self.events} events, {told['events_per_second']}/s",
+            f"{self.delivered} delivered, {self.given_up} given up, {told['unfinished']} unfinished",
+            f"{self.attempts} tries, {self.retries} of them retries: {results or 'no result yet'}",
+        ]
+        if self.answers:
+            latency = ", ".join(f"{name} {milliseconds} ms" for name, milliseconds in told["latency_ms"].items())
+            lines.append(f"answered after {latency}")
+        if self.behind > 1:
+            lines.append(f"fell up to {self.behind:.1f} s behind: all chats were waiting")
+        return "\n".join(lines)
+
+
+async def play(
+    player: RocketChat,
+    tally: Tally,
+    *,
+    chats: int,
+    rate: float,
+    duration: float | None = None,
+    rng: random.Random | None = None,
+) -> None:
+    """A load of made-up chats: *chats* at a time, *rate* events/s in all (may be infinite), for *duration* seconds.
+
+    Events fall due at a steady pace and go to whichever chat is free; within a chat each event is settled (delivered or
+    given up) before the next is made. So a chat that waits for a retry slows nobody; when all wait, the stream falls
+    behind, catches up afterwards, and tells so. After *duration* no event begins; retries are waited for.
+    """
+    rng = rng or random.Random()
+    clock = asyncio.get_running_loop().time
+    turns = itertools.count()
+    start = clock()
+    end = start + (math.inf if duration is None else duration)
+
+    async def one_place(bodies: Iterator[tuple[str, bytes]]) -> None:
+        while max(due := start + next(turns) / rate, clock()) < end:
+            await asyncio.sleep(max(0.0, due - clock()))
+            tally.behind = max(tally.behind, clock() - due) if rate < math.inf else 0.0
+            tally.events += 1
+            await player.deliver(next(bodies)[1])
+
+    with suppress(TimeoutError):
+        async with asyncio.timeout_at(end + player.window), asyncio.TaskGroup() as places:
+            for _ in range(chats):
+                places.create_task(one_place(stream(random.Random(rng.getrandbits(64)))))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Play Rocket.Chat against a relay: its request, timeout and retries. Redirects are not followed and count as "
+        "not delivered. Exit code: 0 all delivered, 1 not all, 2 wrong usage."
+    )
+    what = parser.add_argument_group("what to send (one of)")
+    what.add_argument(
+        "files", nargs="*", metavar="FILE", help="bodies, sent byte for byte, one after the other; - is stdin"
+    )
+    what.add_argument("--chat", action="store_true", help="one whole made-up chat, with every type of event a chat has")
+    what.add_argument(
+        "--chats",
+        type=_count,
+        metavar="N",
+        help="a load of N chats at a time; within a chat one event at a "
+        "time, each settled before the next (Rocket.Chat itself does not wait)",
+    )
+    load = parser.add_argument_group("with --chats")
+    load.add_argument("--rate", type=_positive, metavar="R", help="events per second in all (10); inf: all that go")
+    load.add_argument("--duration", type=_positive, metavar="S", help="seconds (until Ctrl-C)")
+    how = parser.add_argument_group("how")
+    how.add_argument("--url", default="http://127.0.0.1:8080/rocketchat", help="%(default)s")
+    how.add_argument("--token", help="the secret token (the first of RELAY_TOKEN or RELAY_TOKEN_FILE); '' sends none")
+    how.add_argument("--rocketchat", default="9.0", metavar="VERSION", help="whose retry rule: %(default)s")
+    how.add_argument(
+        "--timeout",
+        type=_positive,
+        default=5.0,
+        metavar="S",
+        help="Livechat_http_timeout in seconds: %(default)s; before 6.2 there was none",
+    )
+    how.add_argument(
+        "--gap", type=_positive, metavar="S", help="seconds between two tries (4 x timeout; before 6.2: 10)"
+    )
+    how.add_argument("--no-retry", action="store_true", help="one try per event")
+    how.add_argument("--seed", type=int, help="the same ids and texts again; times are always fresh")
+    how.add_argument("--json", action="store_true", help="print the summary as JSON, and nothing else")
+
+
+async def run(args: argparse.Namespace) -> int:
+    """The exit code of `relay send`. Cancelled (Ctrl-C), it prints the summary so far."""
+    tally, rng = Tally(), random.Random(args.seed)
+    name = ""
+
+    def on_attempt(attempt: Attempt) -> None:
+        tally.attempt(attempt)
+        if name and not args.json:
+            print(_line(name, attempt), flush=True)
+
+    try:
+        bodies = _bodies(args, rng)
+        player = RocketChat(
+            args.url,
+            _token(args.token, os.environ),
+            version=args.rocketchat,
+            timeout=args.timeout,
+            gap=args.gap,
+            retry=not args.no_retry,
+            on_attempt=on_attempt,
+        )
+    except (ValueError, OSError) as exc:
+        reason = f"{exc.filename}: {exc.strerror}" if isinstance(exc, OSError) else exc
+        print(f"relay send: {reason}", file=sys.stderr)
+        return 2
+    try:
+        for name, body in bodies:  # noqa: B007 - told by on_attempt.
+            tally.events += 1
+            await player.deliver(body)
+        if args.chats:
+            rate = args.rate or 10.0
+            with _progress(tally, rate * (args.duration or math.inf)):
+                await play(player, tally, chats=args.chats, rate=rate, duration=args.duration, rng=rng)
+    except asyncio.CancelledError:
+        print("relay send: interrupted", file=sys.stderr)
+    print(json.dumps(tally.as_dict()) if args.json else tally)
+    return 0 if tally.delivered == tally.events else 1
+
+
+def _bodies(args: argparse.Namespace, rng: random.Random) -> list[tuple[str, bytes]]:
+    chosen = bool(args.files) + args.chat + bool(args.chats)
+    if chosen != 1:
+        fault = "one thing at a time" if chosen else "nothing to send"
+        raise ValueError(f"{fault}: give FILEs, or --chat, or --chats N")
+    if not args.chats and (args.rate or args.duration):
+        raise ValueError("--rate and --duration go with --chats")
+    if args.chat:
+        # So long ago that a whole chat fits in before now.
+        bodies = conversation(rng, started_at=datetime.now(UTC) - timedelta(minutes=10))
+        return [(json.loads(body)["type"], body) for body in bodies]
+    return [(file, sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()) for file in args.files]
+
+
+def _token(given: str | None, environ: Mapping[str, str]) -> str | None:
+    if given is None:
+        given = environ.get("RELAY_TOKEN")
+    if given is None and (file := environ.get("RELAY_TOKEN_FILE")):
+        given = Path(file).read_text()
+    return next((line.strip() for line in (given or "").splitlines() if line.strip()), None)
+
+
+def _line(name: str, attempt: Attempt) -> str:
+    result = ", ".join(str(part) for part in (attempt.status, attempt.error) if part is not None)
+    answer = f" {attempt.answer[:200].decode(errors='replace')!r}" if attempt.answer else ""
+    again = (
+        "" if attempt.delivered else ", given up" if attempt.again_in is None else f", again in {attempt.again_in:g} s"
+    )
+    return f"{name}: {result}{answer} after {attempt.seconds * 1000:.1f} ms{again}"
+
+
+@contextmanager
+def _progress(tally: Tally, total: float) -> Iterator[None]:
+    """A progress bar on standard error, if that is a terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console  # noqa: PLC0415 - only a terminal needs it.
+    from rich.progress import BarColumn, Progress, TextColumn  # noqa: PLC0415
+
+    async def follow() -> None:
+        while True:
+            text = f"{tally.events} events, {tally.retries} retries, {tally.given_up} given up"
+            bar.update(task, completed=tally.events, description=text)
+            await asyncio.sleep(0.2)
+
+    with Progress(BarColumn(), TextColumn("{task.description}"), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=total if math.isfinite(total) else None)
+        following = asyncio.create_task(follow())
+        try:
+            yield
+        finally:
+            following.cancel()
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number

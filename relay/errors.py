@@ -1,0 +1,148 @@
+"""Every exception of the relay, grouped by what its catcher does next. A docstring is the default message."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+
+class RelayError(Exception):
+    """The relay could not do what was asked."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message or type(self).__doc__)
+
+
+# --- Mend what is named and start again: the command ends with exit code 2. ---
+
+
+class SettingsInvalid(RelayError):
+    """The settings cannot be used."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+class SchemasInvalid(SettingsInvalid):
+    """The schema files cannot be used."""
+
+
+class SpoolUnusable(RelayError):
+    """The spool file cannot be opened."""
+
+
+class SpoolInUse(SpoolUnusable):
+    """Another process owns the spool."""
+
+
+# --- Refuse the delivery: ingress.py answers with the status that stands beside each in its table. ---
+
+
+class Rejected(RelayError):
+    """The delivery was not accepted."""
+
+    #: The value of the label `reason` in `relay_events_rejected_total`.
+    reason: ClassVar[str]
+
+
+class BadToken(Rejected):
+    """The token is missing or wrong, or the workspace is unknown."""
+
+    reason = "bad_token"
+
+
+class BadJson(Rejected):
+    """The body is not a JSON object, or is truncated."""
+
+    reason = "bad_json"
+
+
+class TooLarge(Rejected):
+    """The body is larger than RELAY_MAX_BODY_BYTES."""
+
+    reason = "too_large"
+
+
+class ClientDisconnected(Rejected):
+    """The sender broke the connection before its request was complete."""
+
+    reason = "client_disconnected"
+
+
+class Unavailable(Rejected):
+    """The event cannot be made durable now; send it again later."""
+
+
+class SpoolFull(Unavailable):
+    """The spool is full: raise RELAY_SPOOL_MAX_BYTES, or bring Kafka back so that it empties."""
+
+    reason = "spool_full"
+
+
+class SpoolFailed(Unavailable):
+    """The spool cannot be written: look at its disk."""
+
+    reason = "spool_error"
+
+
+class KafkaUnavailable(Unavailable):
+    """Kafka did not confirm the event in time."""
+
+    reason = "kafka_unavailable"
+
+
+class Draining(Unavailable):
+    """The relay is shutting down."""
+
+    reason = "draining"
+
+
+# --- Publishing: keep everything, and ... ---
+
+
+class KafkaLost(RelayError):
+    """The producer is of no more use: close it, wait, and start a new one."""
+
+    #: The value of the label `error` in `relay_publish_errors_total`.
+    label: ClassVar[str] = "other"
+
+
+class KafkaUnreachable(KafkaLost):
+    """No broker answers."""
+
+    label = "unreachable"
+
+
+class KafkaTimeout(KafkaLost):
+    """Kafka did not answer in time."""
+
+    label = "timeout"
+
+
+class KafkaDenied(KafkaLost):
+    """Kafka refuses the relay's rights or password."""
+
+    label = "denied"
+
+
+class TopicsMissing(KafkaLost):
+    """A topic does not exist."""
+
+    label = "topic_missing"
+
+
+class PartitionLeaderless(KafkaLost):
+    """A partition has no leader."""
+
+    label = "no_leader"
+
+
+class Fenced(KafkaLost):
+    """Another producer with the same transactional id took over."""
+
+    label = "fenced"
+
+
+class RecordsRefused(KafkaLost):
+    """The broker refused these records for themselves: find the one among them."""
+
+    label = "refused"

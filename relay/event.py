@@ -1,0 +1,232 @@
+"""
+From a delivery as it was received to an event that can be stored.
+
+Knows Rocket.Chat's bodies and nothing of HTTP, SQLite or Kafka. What the sender really does is told where it matters:
+bodies carry no delivery id and no event time, and their key order differs by version.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, NamedTuple, TypeGuard
+
+import orjson
+
+from relay.errors import BadJson
+
+#: The `_id` of the delivery that Rocket.Chat's "Send test" button makes, in every version.
+TEST_DELIVERY_ID = "fasd6f5a4sd6f8a4sdf"
+
+#: The workspace of deliveries to `/rocketchat`.
+DEFAULT_WORKSPACE = "default"
+
+#: The value of `type` wherever the sender's own is not one of EVENT_TYPES.
+UNKNOWN_TYPE = "unknown"
+
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)")
+
+Payload = Mapping[str, Any]
+
+
+class DeadLetterReason(StrEnum):
+    """Why an event goes to the dead-letter topic: the header `relay_error_reason`."""
+
+    UNKNOWN_TYPE = "unknown_type"
+    SCHEMA = "schema"
+    NO_KEY = "no_key"
+    REJECTED_BY_KAFKA = "rejected_by_kafka"
+
+
+def _field(*path: str | int) -> Callable[[Payload], object]:
+    def read(payload: Payload) -> object:
+        value: Any = payload
+        try:
+            for step in path:
+                value = value[step]
+        except (KeyError, IndexError, TypeError):
+            return None
+        return value
+
+    return read
+
+
+def _nothing(_: Payload) -> object:
+    return None
+
+
+def _message_time(payload: Payload) -> object:
+    # An edit sends the same message again; `lastMessageAt` is the time of the message before this one.
+    return _field("messages", 0, "editedAt")(payload) or _field("messages", 0, "ts")(payload)
+
+
+def _forward_time(payload: Payload) -> object:
+    # A forward to a department leaves `servedBy` as it was: its time is that of an earlier event.
+    return _field("servedBy", "ts")(payload) if "oldServedBy" in payload else None
+
+
+class EventType(NamedTuple):
+    """One of Rocket.Chat's event types."""
+
+    name: str
+    ce_type: str
+    #: When it happened, where the body says it.
+    time: Callable[[Payload], object] = _nothing
+    #: Whether a new event may equal an earlier one byte for byte.
+    repeatable: bool = False
+
+    @property
+    def slug(self) -> str:
+        """What `{type}` in RELAY_TOPIC stands for."""
+        return self.ce_type.removeprefix(CE_TYPE_PREFIX)
+
+
+CE_TYPE_PREFIX = "chat.rocket.omnichannel."
+OFFLINE_MESSAGE = "LivechatOfflineMessage"
+EVENT_TYPES: Mapping[str, EventType] = {
+    event_type.name: event_type
+    for event_type in (
+        EventType("LivechatSessionStart", CE_TYPE_PREFIX + "session.started", _field("createdAt")),
+        EventType("LivechatSessionQueued", CE_TYPE_PREFIX + "session.queued", repeatable=True),
+        EventType("LivechatSessionTaken", CE_TYPE_PREFIX + "session.taken", _field("servedBy", "ts")),
+        EventType("LivechatSessionForwarded", CE_TYPE_PREFIX + "session.forwarded", _forward_time),
+        EventType("LivechatSession", CE_TYPE_PREFIX + "session.closed", _field("closedAt")),
+        EventType("LivechatEdit", CE_TYPE_PREFIX + "session.edited", repeatable=True),
+        EventType("Message", CE_TYPE_PREFIX + "message.saved", _message_time),
+        EventType("LeadCapture", CE_TYPE_PREFIX + "lead.captured", repeatable=True),
+        EventType(OFFLINE_MESSAGE, CE_TYPE_PREFIX + "offline-message.left", _field("sentAt")),
+    )
+}
+_UNKNOWN = EventType(UNKNOWN_TYPE, CE_TYPE_PREFIX + UNKNOWN_TYPE)
+
+
+def event_type(name: str) -> EventType:
+    """The type of that name, or the one that stands for all unknown ones."""
+    return EVENT_TYPES.get(name, _UNKNOWN)
+
+
+class Delivery(NamedTuple):
+    """A request's body as it was received, from a sender that showed its token."""
+
+    workspace: str
+    body: bytes
+    #: Milliseconds since the epoch.
+    received_at: int
+
+    def parse(self) -> dict[str, Any]:
+        """
+        The body as a JSON object.
+
+        Raises: BadJson.
+        """
+        try:
+            payload = orjson.loads(self.body)
+        except orjson.JSONDecodeError:
+            payload = _parse_leniently(self.body)
+        if not isinstance(payload, dict):
+            raise BadJson
+        return payload
+
+
+def _parse_leniently(body: bytes) -> object:
+    # JSON.stringify escapes half an emoji (a label cut in the middle of one) as a lone surrogate. That is JSON,
+    # and the event would be gone for good if it were refused; orjson refuses it.
+    try:
+        return json.loads(body.decode(), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise BadJson from error
+
+
+def _refuse_constant(name: str) -> object:
+    raise BadJson(f"The body is not JSON: it holds {name}.")
+
+
+def is_test_delivery(payload: Payload) -> bool:
+    """Whether this is Rocket.Chat's "Send test"."""
+    return payload.get("_id") == TEST_DELIVERY_ID
+
+
+class Event(NamedTuple):
+    """One event, ready to be stored. Only `Event.of` makes one from a delivery."""
+
+    workspace: str
+    #: One of EVENT_TYPES or UNKNOWN_TYPE.
+    type: str
+    #: Kafka's record key; none only with the reason `no_key`.
+    key: str | None
+    #: SHA-256 over workspace, a line feed and the body as received: the same for every retry of one delivery.
+    digest: bytes
+    #: 1, or the how-manieth genuine repeat of an identical body this is.
+    occurrence: int
+    #: Milliseconds since the epoch.
+    received_at: int
+    #: RFC 3339: when it happened, as the body says; empty where it does not say.
+    time: str
+    #: Why it goes to the dead-letter topic, if it does.
+    reason: DeadLetterReason | None
+    #: What was wrong with it, without any value of the body; without a *reason* it is published all the same.
+    detail: str | None
+    body: bytes
+
+    @classmethod
+    def of(cls, delivery: Delivery, payload: dict[str, Any]) -> "Event":
+        """The event in *delivery*, whose body was parsed as *payload*."""
+        sent_type = payload.get("type")
+        kind = EVENT_TYPES.get(sent_type, _UNKNOWN) if isinstance(sent_type, str) else _UNKNOWN
+        key = _key(kind, payload)
+        reason = detail = None
+        if kind is _UNKNOWN:
+            reason, detail = DeadLetterReason.UNKNOWN_TYPE, "/type: not one of Rocket.Chat's event types"
+        elif key is None:
+            place = "/visitor/email" if kind.name == OFFLINE_MESSAGE else "/_id"
+            reason, detail = DeadLetterReason.NO_KEY, f"{place}: not a non-empty string"
+        time = kind.time(payload)
+        return cls(
+            delivery.workspace,
+            kind.name,
+            key,
+            hashlib.sha256(b"%b\n%b" % (delivery.workspace.encode(), delivery.body)).digest(),
+            1,
+            delivery.received_at,
+            time if _is_time(time) else "",
+            reason,
+            detail,
+            delivery.body,
+        )
+
+    @property
+    def id(self) -> str:
+        """The CloudEvents id."""
+        return self.digest.hex() if self.occurrence == 1 else f"{self.digest.hex()}.{self.occurrence}"
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether a new event may equal this one byte for byte."""
+        return event_type(self.type).repeatable
+
+
+def _key(kind: EventType, payload: Payload) -> str | None:
+    if kind.name == OFFLINE_MESSAGE:
+        email = _field("visitor", "email")(payload)
+        key = f"offline:{email.lower()}" if isinstance(email, str) and email else None
+    else:
+        chat = payload.get("_id")
+        key = chat if isinstance(chat, str) and chat else None
+    if key is not None and not key.isascii():
+        try:
+            key.encode()
+        except UnicodeEncodeError:  # A lone surrogate: no UTF-8 for it.
+            return None
+    return key
+
+
+def _is_time(text: object) -> TypeGuard[str]:
+    if not isinstance(text, str) or not _RFC3339.fullmatch(text):
+        return False
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return True

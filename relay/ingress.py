@@ -1,0 +1,264 @@
+"""
+The webhook port. `_accept` is what happens to every delivery, from top to bottom.
+
+Rocket.Chat counts exactly 200 as success and stores a response body as the room's `crmData`: so 200 with an empty body
+is the one success, and everything else goes through the table below.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import orjson
+from aiohttp import ClientPayloadError, StreamReader, hdrs, web
+from aiohttp.web_protocol import RequestHandler
+from multidict import istr
+
+from relay.auth import Tokens
+from relay.errors import (
+    BadJson,
+    BadToken,
+    ClientDisconnected,
+    Draining,
+    KafkaUnavailable,
+    Rejected,
+    SpoolFailed,
+    SpoolFull,
+    TooLarge,
+)
+from relay.event import DEFAULT_WORKSPACE, DeadLetterReason, Delivery, Event, is_test_delivery
+from relay.metrics import Metrics
+from relay.redact import Redaction
+
+log = logging.getLogger(__name__)
+
+PATH = "/rocketchat"
+TOKEN_HEADER = istr("X-RocketChat-Livechat-Token")
+#: Seconds after which Rocket.Chat gives an answer up, by default.
+SENDER_PATIENCE = 5.0
+RETRY_AFTER = "5"
+#: Seconds for the body to arrive.
+BODY_TIMEOUT = 60.0
+#: Seconds an idle connection is kept: longer than the sender keeps it, or it would meet a closed one.
+KEEP_ALIVE = 75.0
+_INTERNAL = 500
+
+_STATUS: Mapping[type[Rejected], int] = {
+    BadJson: 400,
+    BadToken: 401,
+    ClientDisconnected: 400,
+    TooLarge: 413,
+    SpoolFull: 503,
+    SpoolFailed: 503,
+    KafkaUnavailable: 503,
+    Draining: 503,
+}
+_TITLES = {
+    400: "Bad Request",
+    401: "Unauthorized",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    413: "Content Too Large",
+    _INTERNAL: "Internal Server Error",
+    503: "Service Unavailable",
+}
+
+
+class EventStore(Protocol):
+    """Where events become durable."""
+
+    async def append(self, event: Event) -> bool:
+        """Makes *event* durable; False for a retry of one that is. Raises: errors.Unavailable."""
+
+    def answered(self, event: Event) -> None:
+        """Notes that the sender has its answer."""
+
+
+class Judge(Protocol):
+    """Knows the schemas."""
+
+    def judge(self, rocketchat_type: str, payload: object) -> str | None:
+        """What is wrong with *payload*, if anything."""
+
+
+class Ingress:
+    """Takes deliveries in and answers them."""
+
+    def __init__(
+        self,
+        *,
+        tokens: Tokens,
+        store: EventStore,
+        schemas: Judge | None,
+        enforce: bool,
+        redaction: Redaction,
+        max_body_bytes: int,
+        metrics: Metrics,
+    ) -> None:
+        """Without *schemas* no payload is judged; with *enforce* invalid events become dead letters."""
+        self._tokens = tokens
+        self._store = store
+        self._schemas = schemas
+        self._enforce = enforce
+        self._redaction = redaction
+        self._max_body_bytes = max_body_bytes
+        self._metrics = metrics
+        self._codes = {code: metrics.http_requests.labels(str(code)) for code in (200, *_TITLES)}
+        #: Whether every delivery is refused, because the relay is about to stop.
+        self.draining = False
+
+    def server(self) -> web.Server:
+        """The protocol factory of the port: without a router, for there is one route."""
+        return _Server(self)
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answers one request."""
+        started = time.perf_counter()
+        workspace = _workspace(request.path)
+        if workspace is None:
+            return self.problem(404, f"There is no such path; deliveries go to {PATH} or {PATH}/{{workspace}}.")
+        if request.method != hdrs.METH_POST:
+            response = self.problem(405, "Deliveries are POSTed.")
+            response.headers[hdrs.ALLOW] = hdrs.METH_POST
+            return response
+        try:
+            response = await self._accept(request, workspace, started)
+        except Rejected as error:
+            self._metrics.reject(error)
+            response = self.problem(_STATUS[type(error)], str(error))
+        self._metrics.accept_duration.observe(time.perf_counter() - started)
+        return response
+
+    async def _accept(self, request: web.BaseRequest, workspace: str, started: float) -> web.Response:
+        match = self._tokens.match(workspace, request.headers.get(TOKEN_HEADER))
+        if self.draining:
+            raise Draining
+        body = await self._body(request)
+
+        delivery = Delivery(match.workspace, body, time.time_ns() // 1_000_000)
+        payload = delivery.parse()
+        if match.slot:
+            self._metrics.token_matches.labels(match.workspace, match.slot).inc()
+        if is_test_delivery(payload):
+            self._metrics.test_deliveries.inc()
+            log.info(
+                "Rocket.Chat's test button was pressed.", extra={"action": "test_delivery", "workspace": workspace}
+            )
+            return self._ok()
+        event = self._judged(Event.of(delivery, payload), payload)
+        if self._redaction:
+            event = event._replace(body=self._redaction.apply(payload))
+
+        if await self._store.append(event):
+            self._metrics.events_accepted.labels(event.workspace, event.type).inc()
+        else:
+            self._metrics.events_duplicate.labels(event.workspace).inc()
+        response = self._ok()
+        if event.repeatable:
+            await self._answer(request, response, event, started)
+        return response
+
+    async def _body(self, request: web.BaseRequest) -> bytes:
+        length = request.content_length
+        if length is not None and length > self._max_body_bytes:
+            raise TooLarge
+        if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.transport:
+            # The router would do this; here it waits until the token and the length are known to be right.
+            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if request.content.is_eof() and length is not None:
+            return request.content.read_nowait()  # The usual case: it came with the head.
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT):
+                return await self._read(request.content)
+        except (ClientPayloadError, ConnectionError) as error:
+            raise ClientDisconnected from error
+        except TimeoutError:
+            raise ClientDisconnected("The body did not arrive in time.") from None
+
+    async def _read(self, content: StreamReader) -> bytes:
+        body = bytearray()
+        while chunk := await content.readany():
+            body += chunk
+            if len(body) > self._max_body_bytes:
+                raise TooLarge
+        return bytes(body)
+
+    def _judged(self, event: Event, payload: dict[str, object]) -> Event:
+        if event.reason is not None or self._schemas is None:
+            return event
+        fault = self._schemas.judge(event.type, payload)
+        if fault is None:
+            return event
+        if self._enforce:
+            return event._replace(reason=DeadLetterReason.SCHEMA, detail=fault)
+        log.warning("An event is invalid: %s: %s", event.type, fault, extra={"action": "event_invalid"})
+        return event._replace(detail=fault)
+
+    async def _answer(self, request: web.BaseRequest, response: web.Response, event: Event, started: float) -> None:
+        # Of the types that repeat for real, a repeat is a retry only if this answer does not get out in time.
+        await response.prepare(request)
+        await response.write_eof()
+        transport = request.transport
+        in_time = time.perf_counter() - started < SENDER_PATIENCE
+        if in_time and transport is not None and not transport.is_closing():
+            self._store.answered(event)
+
+    def _ok(self) -> web.Response:
+        self._codes[200].inc()
+        return web.Response()
+
+    def problem(self, status: int, detail: str) -> web.Response:
+        """An error answer (RFC 9457), counted."""
+        self._codes[status].inc()
+        problem = {"type": "about:blank", "title": _TITLES[status], "status": status, "detail": detail}
+        response = web.Response(status=status, body=orjson.dumps(problem), content_type="application/problem+json")
+        if status == _STATUS[SpoolFull]:
+            response.headers[hdrs.RETRY_AFTER] = RETRY_AFTER
+        return response
+
+
+def _workspace(path: str) -> str | None:
+    if path == PATH:
+        return DEFAULT_WORKSPACE
+    prefix, _, workspace = path.rpartition("/")
+    return workspace if prefix == PATH and workspace else None
+
+
+class _Server(web.Server):
+    """Makes connections that answer what is not even HTTP like everything else."""
+
+    def __init__(self, ingress: Ingress) -> None:
+        super().__init__(ingress.handle, access_log=None, auto_decompress=False, keepalive_timeout=KEEP_ALIVE)
+        self._ingress = ingress
+
+    def __call__(self) -> RequestHandler:
+        return _Connection(self._ingress, self, loop=self._loop, **self._kwargs)
+
+
+class _Connection(RequestHandler):
+    __slots__ = ("_ingress",)
+
+    def __init__(self, ingress: Ingress, manager: web.Server, **options: Any) -> None:
+        super().__init__(manager, **options)
+        self._ingress = ingress
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002 - aiohttp's text quotes the request, and so a token
+    ) -> web.StreamResponse:
+        if request.writer.output_size:
+            raise ConnectionError("The answer had begun.")
+        if status >= _INTERNAL:
+            log.error(
+                "A delivery failed: a fault of the relay's own.", exc_info=exc, extra={"action": "handler_failed"}
+            )
+            response = self._ingress.problem(_INTERNAL, "A fault of the relay's own; its log says more.")
+        else:
+            response = self._ingress.problem(400, "The request is not HTTP that can be understood.")
+        response.force_close()
+        return response

@@ -1,0 +1,259 @@
+"""
+The producer: the spool's events and its watermark in one transaction.
+
+What looks odd here is there because something failed without it:
+
+* A failed batch does not fail its transaction: commit says OK. So every delivery future is looked at before it.
+* After any error a producer refuses good records for the rest of its life. So it is closed and never used again.
+* aiokafka's own `stop` waits for ever when the broker is gone. So `close` takes the producer apart itself; that needs
+  private attributes, and pyproject.toml holds aiokafka to the version that has them.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+
+from relay.cluster import (
+    PARTITIONS,
+    START_TIMEOUT,
+    Cluster,
+    Connection,
+    Topic,
+    key_hash,
+    translated,
+)
+from relay.errors import KafkaLost, KafkaTimeout, PartitionLeaderless, TopicsMissing
+from relay.record import Record
+from relay.watermark import Watermark
+
+log = logging.getLogger(__name__)
+
+#: Seconds for one transaction: less than the broker gives it.
+CYCLE_TIMEOUT = 20.0
+TRANSACTION_TIMEOUT_MS = 30_000
+MAX_BATCH_BYTES = 256 << 10
+#: A producer's sequence numbers wrap at 2^31, and aiokafka's go wrong there.
+MAX_RECORDS = 1_000_000_000
+_CLOSE_TIMEOUT = 5.0
+_EXPLAIN_TIMEOUT = 5.0
+_WATERMARK_CONFIG = {"cleanup.policy": "compact", "segment.bytes": str(16 << 20), "min.cleanable.dirty.ratio": "0.1"}
+
+
+class TopicPlan:
+    """The topics that a relay needs, and whether it may create them."""
+
+    def __init__(self, topics: Collection[str], watermarks: str | None, *, create: bool) -> None:
+        """Without *watermarks* there are no transactions: at least once."""
+        self.topics = topics
+        self.watermarks = watermarks
+        self.create = create
+
+
+class Producer:
+    """One producer, from `start` to its first error."""
+
+    def __init__(self, connection: Connection, plan: TopicPlan, identity: str, compression: str | None) -> None:
+        self._cluster = Cluster(connection)
+        self._plan = plan
+        self._identity = identity
+        self._compression = compression
+        self._producer: AIOKafkaProducer | None = None
+        self._partitions: dict[str, int] = {}
+        self._futures: list[asyncio.Future[Any]] = []
+        self._records = 0
+
+    @property
+    def spent(self) -> bool:
+        """Whether it must be replaced before its sequence numbers run out."""
+        return self._records >= MAX_RECORDS
+
+    @property
+    def transactional(self) -> bool:
+        """Whether the watermark is written with the records."""
+        return self._plan.watermarks is not None
+
+    async def start(self) -> Watermark | None:
+        """
+        Connects, ends what a former producer of this spool left open, and says how far that one came.
+
+        Raises: KafkaLost.
+        """
+        try:
+            return await self._start()
+        except KafkaTimeout as error:
+            raise await self._explained(error) from error
+
+    async def _start(self) -> Watermark | None:
+        await self._find_topics()
+        with translated("starting the producer"):
+            self._producer = AIOKafkaProducer(
+                **self._cluster.connection.options(),
+                **self._delivery_options(),
+                compression_type=self._compression,
+                max_batch_size=MAX_BATCH_BYTES,
+                linger_ms=0,
+            )
+            # With a missing coordinator this would wait for ever.
+            async with asyncio.timeout(START_TIMEOUT):
+                await self._producer.start()
+        if self._plan.watermarks is None:
+            return None
+        # Not before start: only that makes the last transaction's outcome final.
+        return await self._cluster.read_watermark(
+            self._plan.watermarks, self._partition(self._plan.watermarks, self._key), self._key
+        )
+
+    def _delivery_options(self) -> dict[str, Any]:
+        if self._plan.watermarks is None:
+            return {"enable_idempotence": True, "acks": "all"}
+        return {
+            "transactional_id": f"relay-{self._identity}",
+            "transaction_timeout_ms": TRANSACTION_TIMEOUT_MS,
+            "acks": "all",
+        }
+
+    @property
+    def _key(self) -> bytes:
+        return self._identity.encode()
+
+    async def publish(self, records: Sequence[Record], watermark: Watermark) -> None:
+        """
+        Writes *records* and *watermark*, all or nothing. On success they are committed; on failure nobody knows, and
+        the next producer's `start` tells.
+
+        Raises: KafkaLost; RecordsRefused if the broker refused some of the records for themselves.
+        """
+        try:
+            with translated("publishing"):
+                async with asyncio.timeout(CYCLE_TIMEOUT):
+                    await self._publish(records, watermark)
+        except KafkaTimeout as error:
+            raise await self._explained(error) from error
+
+    async def _publish(self, records: Sequence[Record], watermark: Watermark) -> None:
+        producer = self._producer
+        assert producer is not None, "start() comes first"
+        if producer._sender.sender_task.done():  # noqa: SLF001
+            raise KafkaLost("The producer's sender has died.")
+        self._futures = futures = []
+        if self.transactional:
+            await producer.begin_transaction()
+            await self._send_watermark(producer, watermark)
+        for batch, topic, partition in self._batches(producer, records):
+            futures.append(await producer.send_batch(batch, topic, partition=partition))
+        for outcome in await asyncio.gather(*futures, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+        if self.transactional:
+            await producer.commit_transaction()
+        self._records += len(records) + 1
+
+    async def _send_watermark(self, producer: AIOKafkaProducer, watermark: Watermark) -> None:
+        # First, so that its partition is added to the transaction in one request with the others.
+        topic = self._plan.watermarks
+        assert topic is not None
+        batch = producer.create_batch()
+        batch.append(key=self._key, value=watermark.encode(), timestamp=None)
+        batch.close()
+        self._futures.append(await producer.send_batch(batch, topic, partition=self._partition(topic, self._key)))
+
+    def _batches(self, producer: AIOKafkaProducer, records: Sequence[Record]) -> list[tuple[Any, str, int]]:
+        batches: dict[tuple[str, int], list[Any]] = {}
+        for topic, partition_key, key, value, headers, timestamp in records:
+            place = (topic, self._partition(topic, partition_key))
+            started = batches.get(place)
+            if started is None:
+                started = batches[place] = [producer.create_batch()]
+            if started[-1].append(key=key, value=value, headers=headers, timestamp=timestamp) is None:
+                started.append(producer.create_batch())
+                started[-1].append(key=key, value=value, headers=headers, timestamp=timestamp)
+        # Every partition's first batch, then every second one: aiokafka has one of each partition under way.
+        rounds = range(max(map(len, batches.values()), default=0))
+        turns = [
+            (started[turn], *place) for turn in rounds for place, started in batches.items() if turn < len(started)
+        ]
+        for batch, _, _ in turns:
+            batch.close()
+        return turns
+
+    def _partition(self, topic: str, key: bytes) -> int:
+        return key_hash(key) % self._partitions[topic]
+
+    # --- Topics. ---
+
+    async def _find_topics(self) -> None:
+        found = await self._cluster.topics()
+        if self._plan.create and (missing := [name for name in self._needed() if name not in found]):
+            await self._create(missing)
+            found = await self._cluster.topics(having=missing)
+        if missing := sorted(name for name in self._needed() if name not in found):
+            raise TopicsMissing(
+                f"Missing in Kafka, or hidden from this user: topic {', '.join(missing)}. "
+                "Create it, or set RELAY_TOPIC_CREATE=true."
+            )
+        _refuse_leaderless({name: found[name] for name in self._needed()})
+        self._partitions = {name: found[name].partitions for name in self._needed()}
+
+    def _needed(self) -> list[str]:
+        return [*self._plan.topics, *([self._plan.watermarks] if self._plan.watermarks else [])]
+
+    async def _create(self, missing: Collection[str]) -> None:
+        log.info("Creating topics: %s.", ", ".join(missing), extra={"action": "topics_created", "topics": missing})
+        watermarks = [name for name in missing if name == self._plan.watermarks]
+        await self._cluster.create_topics([name for name in missing if name not in watermarks], {}, PARTITIONS)
+        await self._cluster.create_topics(watermarks, _WATERMARK_CONFIG, 1)
+
+    async def _explained(self, error: KafkaLost) -> KafkaLost:
+        # One partition without a leader stops every transaction, and aiokafka does not say which.
+        try:
+            async with asyncio.timeout(_EXPLAIN_TIMEOUT):
+                found = await self._cluster.topics()
+            _refuse_leaderless({name: topic for name, topic in found.items() if name in self._needed()})
+        except PartitionLeaderless as reason:
+            return reason
+        except (KafkaLost, TimeoutError):
+            pass
+        return error
+
+    # --- The end. ---
+
+    async def close(self) -> None:
+        """Drops every connection without waiting for the broker. Open transactions end with the next `start`."""
+        producer, self._producer = self._producer, None
+        if producer is None:
+            return
+        producer._closed = True  # noqa: SLF001
+        producer._message_accumulator.fail_all(KafkaError("closed"))  # noqa: SLF001
+        client, sender = producer.client, producer._sender.sender_task  # noqa: SLF001
+        for connection in list(client._conns.values()):  # noqa: SLF001
+            connection.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_TIMEOUT):
+                await _end(sender)
+                await _end(client._sync_task)  # noqa: SLF001
+        client._sync_task = None  # noqa: SLF001
+        for connection in list(client._conns.values()):  # noqa: SLF001
+            connection.close()
+        for future in self._futures:
+            if future.done() and not future.cancelled():
+                future.exception()
+
+
+async def _end(task: asyncio.Task[None] | None) -> None:
+    # Again and again: a cancelled sender waits for its requests, and each of those must be cancelled in turn.
+    while task is not None and not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=0.05)
+    if task is not None and not task.cancelled():
+        task.exception()
+
+
+def _refuse_leaderless(topics: dict[str, Topic]) -> None:
+    places = [f"{name} partition {number}" for name, topic in topics.items() for number in topic.leaderless]
+    if places:
+        raise PartitionLeaderless(f"Without a leader: {', '.join(places)}. Nothing can be published until it is back.")

@@ -1,0 +1,250 @@
+"""
+The loop from the spool to Kafka: one task, one cycle after the other, one way out of every error.
+
+A cycle publishes the next events with their watermark, all or nothing. After any error the producer is closed, and the
+next one says how far the events really came. What the loop holds in hand it tries again, so that order is kept.
+Knows neither SQL nor Kafka: it takes from a Source and gives to what *connect* makes.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from relay.batch import Entry
+from relay.errors import Fenced, KafkaLost, RecordsRefused, RelayError
+from relay.event import DeadLetterReason
+from relay.metrics import Metrics
+from relay.record import Record, RecordMaker
+from relay.watermark import Watermark
+
+log = logging.getLogger(__name__)
+
+MAX_EVENTS = 1000
+MAX_BYTES = 2 << 20
+#: Seconds between two commits under load: the fixed cost of a transaction is shared by what arrives meanwhile.
+INTERVAL = 0.15
+#: Seconds after a commit in which the broker would make the next transaction wait anyway.
+REST = 0.02
+#: Seconds of backoff, with jitter, after the first error and at most.
+FIRST_BACKOFF, MAX_BACKOFF = 0.05, 5.0
+#: That often fenced within so many seconds means that a second relay has the same spool.
+_FENCED_TIMES, _FENCED_SECONDS = 3, 60.0
+
+
+class Source(Protocol):
+    """Where the events come from."""
+
+    @property
+    def depth(self) -> int:
+        """How many events are not known to be on Kafka."""
+
+    #: Events that the broker refused, by sequence, with what it said.
+    dead: dict[int, str]
+
+    async def wait(self, count: int = 1) -> None:
+        """Returns when *count* events can be taken."""
+
+    async def take(self, max_events: int, max_bytes: int) -> list[Entry]:
+        """The next events in sequence, each given once."""
+
+    def published(self, sequence: int) -> None:
+        """Every event up to *sequence* is on Kafka."""
+
+    async def bury(self, entry: Entry, error: str) -> None:
+        """Keeps an event that the broker refuses for itself."""
+
+    def watermark(self, sequence: int) -> Watermark:
+        """What to write to Kafka with the events up to *sequence*."""
+
+    def resume(self, watermark: Watermark | None) -> int:
+        """Up to which sequence events are on Kafka, after *watermark* was found there."""
+
+
+class Producer(Protocol):
+    """One connection to Kafka, of no more use after its first error."""
+
+    @property
+    def spent(self) -> bool:
+        """Whether it must be replaced."""
+
+    @property
+    def transactional(self) -> bool:
+        """Whether the watermark is written with the records."""
+
+    async def start(self) -> Watermark | None:
+        """Connects, and says how far the events came."""
+
+    async def publish(self, records: Sequence[Record], watermark: Watermark) -> None:
+        """Writes all or nothing."""
+
+    async def close(self) -> None:
+        """Gives the connection up at once."""
+
+
+class Publisher:
+    """Moves events from *source* to Kafka until it is stopped."""
+
+    def __init__(self, source: Source, connect: Callable[[], Producer], records: RecordMaker, metrics: Metrics) -> None:
+        self._source = source
+        self._connect = connect
+        self._records = records
+        self._metrics = metrics
+        #: Taken and not yet published.
+        self._hand: list[Entry] = []
+        #: How many events the next cycle may hold: fewer while the one that the broker refuses is looked for.
+        self._width = MAX_EVENTS
+        self._covered = 0
+        self._committed_at = -INTERVAL
+        self._fenced: deque[float] = deque(maxlen=_FENCED_TIMES + 1)
+        self._failures = 0
+        #: What keeps the events from Kafka, or none.
+        self.last_error: str | None = "not connected yet"
+
+    @property
+    def connected(self) -> bool:
+        """Whether the last thing that was tried with Kafka worked."""
+        return self.last_error is None
+
+    async def run(self) -> None:
+        """Publishes for ever; ends only by being cancelled."""
+        while True:
+            try:
+                await self._publish_with(self._connect())
+            except KafkaLost as error:
+                await self._back_off(error)
+            except RelayError as error:  # The spool's: it says itself what is wrong.
+                await self._back_off(KafkaLost(str(error)))
+
+    async def _publish_with(self, producer: Producer) -> None:
+        try:
+            await self._start(producer)
+            while not producer.spent:
+                await self._cycle(producer)
+        finally:
+            await producer.close()
+
+    async def _start(self, producer: Producer) -> None:
+        self._covered = self._source.resume(await producer.start())
+        self._drop_covered()
+        if not self.connected:
+            log.info(
+                "Kafka is connected; %d events wait in the spool.",
+                self._source.depth,
+                extra={"action": "kafka_connected", "events": self._source.depth},
+            )
+            self.last_error = None
+        self._metrics.kafka_connected.set(1)
+
+    async def _cycle(self, producer: Producer) -> None:
+        if not self._hand:
+            await self._pace()
+            self._hand = await self._source.take(MAX_EVENTS, MAX_BYTES)
+            self._drop_covered()
+        entries = self._hand[: self._width]
+        if not entries:
+            return
+        started = time.time()
+        records = [self._record(entry) for entry in entries]
+        try:
+            await producer.publish(records, self._source.watermark(entries[-1][0]))
+        except RecordsRefused as error:
+            await producer.close()
+            if len(entries) == 1:
+                await self._judge(entries[0], error)
+            self._width = max(1, len(entries) // 2)
+            raise
+        self._committed_at = time.monotonic()
+        self._failures = 0
+        self._hand = self._hand[len(entries) :]
+        if not self._hand:
+            self._width = MAX_EVENTS
+        self._source.published(entries[-1][0])
+        self._count(entries, records, started)
+
+    def _record(self, entry: Entry) -> Record:
+        sequence, event = entry
+        if sequence in self._source.dead:
+            return self._records.refusal(sequence, event, self._source.dead[sequence], _now())
+        return self._records.record(sequence, event, _now())
+
+    async def _pace(self) -> None:
+        await self._source.wait()
+        rest = self._committed_at + INTERVAL - time.monotonic()
+        if rest > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(rest):
+                    await self._source.wait(MAX_EVENTS)
+        await asyncio.sleep(max(0.0, self._committed_at + REST - time.monotonic()))
+
+    def _drop_covered(self) -> None:
+        covered = [sequence for sequence, _ in self._hand if sequence <= self._covered]
+        if covered:
+            self._hand = self._hand[len(covered) :]
+            self._source.published(covered[-1])
+
+    async def _judge(self, entry: Entry, error: RecordsRefused) -> None:
+        # The broker refused this one alone. It is the event's own fault only if the broker takes something else
+        # right after: a watermark that covers nothing new.
+        probe = self._connect()
+        try:
+            self._covered = self._source.resume(await probe.start())
+            harmless = [] if probe.transactional else [self._records.refusal(*entry, str(error), _now())]
+            await probe.publish(harmless, self._source.watermark(self._covered))
+        finally:
+            await probe.close()
+        await self._source.bury(entry, str(error))
+        log.error(
+            "Event %d is dead: %s Its body stays in the spool.",
+            entry[0],
+            error,
+            extra={"action": "event_dead", "sequence": entry[0]},
+        )
+
+    async def _back_off(self, error: KafkaLost) -> None:
+        self._metrics.publish_failed(error)
+        self._metrics.producer_restarts.inc()
+        self._metrics.kafka_connected.set(0)
+        if not isinstance(error, RecordsRefused):
+            if self.connected or str(error) != self.last_error:
+                log.warning(
+                    "Kafka is lost, events wait in the spool: %s",
+                    error,
+                    extra={"action": "kafka_lost", "error": error.label},
+                )
+            self.last_error = str(error)
+        if isinstance(error, Fenced):
+            self._note_fenced()
+        limit = min(MAX_BACKOFF, FIRST_BACKOFF * 2**self._failures)
+        self._failures = min(self._failures + 1, 10)
+        await asyncio.sleep(random.uniform(limit / 2, limit))  # noqa: S311
+
+    def _note_fenced(self) -> None:
+        self._fenced.append(time.monotonic())
+        if len(self._fenced) > _FENCED_TIMES and self._fenced[-1] - self._fenced[0] < _FENCED_SECONDS:
+            log.error(
+                "A second relay publishes from a copy of this spool: stop one of the two.",
+                extra={"action": "fenced"},
+            )
+
+    def _count(self, entries: Sequence[Entry], records: Sequence[Record], started: float) -> None:
+        metrics = self._metrics
+        finished = time.time()
+        metrics.publish_duration.observe(finished - started)
+        for topic, count in Counter(record.topic for record in records).items():
+            metrics.events_published.labels(topic).inc(count)
+        for sequence, event in entries:
+            metrics.end_to_end_duration.observe(finished - event.received_at / 1000)
+            reason = DeadLetterReason.REJECTED_BY_KAFKA if sequence in self._source.dead else event.reason
+            if reason is not None:
+                metrics.events_dead_lettered.labels(reason).inc()
+            elif event.detail is not None:
+                metrics.events_invalid.labels(event.type).inc()
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000

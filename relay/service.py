@@ -1,0 +1,270 @@
+"""
+The running relay: builds the parts, starts and stops them in order, owns the signals.
+
+The one place that names the concrete classes. Start: spool, ports, publisher; an event is accepted before Kafka is
+looked for. Stop: refuse new deliveries, let those under way finish, wait for the spool to reach Kafka, close.
+"""
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+
+from relay import __version__, admin
+from relay.auth import Tokens
+from relay.cluster import Connection
+from relay.config import Settings
+from relay.errors import KafkaDenied, SettingsInvalid
+from relay.ingress import Ingress
+from relay.kafka import Producer, TopicPlan
+from relay.memory import MemoryQueue
+from relay.metrics import Metrics
+from relay.publisher import Publisher
+from relay.record import RecordMaker, Topics
+from relay.redact import Redaction
+from relay.schemas import Schemas
+from relay.spool import Spool
+from relay.tls import Certificate
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two looks at the certificate's files.
+_CERTIFICATE_SECONDS = 10.0
+#: Seconds for answers that are under way when the ports close.
+_FINISH_SECONDS = 5.0
+
+
+class Service:
+    """One relay."""
+
+    def __init__(self, settings: Settings) -> None:
+        """
+        Reads what the settings point to.
+
+        Raises: SettingsInvalid.
+        """
+        self._settings = settings
+        self._metrics = Metrics(CollectorRegistry())
+        self._topics = Topics(settings.topic, settings.dead_letter_topic)
+        self._schemas = Schemas.load(settings.schemas_dir)
+        self._started_at = time.time()
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+        try:
+            self._tokens = Tokens(settings.token, settings.workspaces_dir, on_change=self._workspaces_changed)
+            self._certificate = (
+                Certificate(settings.http_tls_certfile, settings.http_tls_keyfile)
+                if settings.http_tls_certfile and settings.http_tls_keyfile
+                else None
+            )
+        except (OSError, ValueError) as error:
+            raise SettingsInvalid([str(error)]) from error
+        self._store: Spool | MemoryQueue
+        self._publisher: Publisher
+        self._ingress: Ingress
+        #: The ports in use, once `run` has called *ready*: webhook and admin.
+        self.ports: tuple[int, int] = (0, 0)
+
+    def stop(self) -> None:
+        """Begins the stop; asked a second time it waits for nothing any more."""
+        if self._stop.is_set():
+            self._hurry.set()
+        self._stop.set()
+
+    async def run(self, ready: asyncio.Event | None = None) -> None:
+        """
+        Serves until `stop`, or until SIGTERM or SIGINT.
+
+        Raises: SpoolUnusable, OSError if a port is taken.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        async with self._open_store() as store, self._publishing(store), self._listening(store):
+            log.info(
+                "Serving deliveries on port %d, admin on port %d.",
+                *self.ports,
+                extra={"action": "serving", "version": __version__, "ports": self.ports, "spooled": store.depth},
+            )
+            if ready:
+                ready.set()
+            await self._stop.wait()
+            await self._drain(store)
+        log.info("Stopped.", extra={"action": "stopped"})
+
+    @asynccontextmanager
+    async def _open_store(self) -> AsyncIterator[Spool | MemoryQueue]:
+        settings, metrics = self._settings, self._metrics
+        if settings.ack == "kafka":
+            self._store = MemoryQueue(dedupe_seconds=settings.dedupe_window_seconds)
+        else:
+            self._store = await Spool.open(
+                settings.spool_path,
+                max_bytes=settings.spool_max_bytes,
+                dedupe_seconds=settings.dedupe_window_seconds,
+                metrics=metrics,
+            )
+            metrics.spool_capacity_bytes.set(settings.spool_max_bytes)
+        store = self._store
+        metrics.spool_events.set_function(lambda: store.depth)
+        metrics.spool_bytes.set_function(lambda: store.used_bytes)
+        metrics.spool_oldest_event_age.set_function(lambda: store.oldest_age)
+        metrics.spool_dead_events.set_function(lambda: len(store.dead))
+        try:
+            yield store
+        finally:
+            await store.close()
+
+    @asynccontextmanager
+    async def _publishing(self, store: Spool | MemoryQueue) -> AsyncIterator[None]:
+        settings = self._settings
+        exactly_once = settings.delivery == "exactly-once"
+
+        def connect() -> Producer:
+            plan = TopicPlan(
+                self._topics.all(self._tokens.workspaces),
+                settings.watermark_topic if exactly_once else None,
+                create=settings.topic_create,
+            )
+            compression = None if settings.kafka_compression == "none" else settings.kafka_compression
+            return Producer(connection(settings), plan, store.identity, compression)
+
+        records = RecordMaker(self._topics, self._data_schema)
+        self._publisher = Publisher(store, connect, records, self._metrics)
+        task = asyncio.create_task(self._publisher.run(), name="publisher")
+        task.add_done_callback(self._publisher_ended)
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+    @asynccontextmanager
+    async def _listening(self, store: Spool | MemoryQueue) -> AsyncIterator[None]:
+        settings = self._settings
+        self._ingress = Ingress(
+            tokens=self._tokens,
+            store=store,
+            schemas=None if settings.schema_validation == "off" else self._schemas,
+            enforce=settings.schema_validation == "enforce",
+            redaction=Redaction(settings.redact),
+            max_body_bytes=settings.max_body_bytes,
+            metrics=self._metrics,
+        )
+        app = admin.application(registry=self._metrics.registry, unready=self._unready, status=self._status)
+        webhook = web.ServerRunner(self._ingress.server(), shutdown_timeout=_FINISH_SECONDS)
+        console = web.AppRunner(app, access_log=None)
+        reload = asyncio.create_task(self._reload_certificate(), name="certificate")
+        try:
+            await webhook.setup()
+            await console.setup()
+            context = self._certificate.context if self._certificate else None
+            await web.TCPSite(
+                webhook, settings.http_host, settings.http_port, backlog=1024, ssl_context=context
+            ).start()
+            await web.TCPSite(console, settings.admin_host, settings.admin_port).start()
+            self.ports = (webhook.addresses[0][1], console.addresses[0][1])
+            yield
+        finally:
+            reload.cancel()
+            await webhook.cleanup()
+            await console.cleanup()
+
+    async def _drain(self, store: Spool | MemoryQueue) -> None:
+        self._ingress.draining = True
+        log.info(
+            "Stopping: %d events wait for Kafka, for %g s at most.",
+            store.depth,
+            self._settings.drain_seconds,
+            extra={"action": "draining", "events": store.depth},
+        )
+        drained = asyncio.create_task(store.drained(), name="drained")
+        hurried = asyncio.create_task(self._hurry.wait(), name="hurried")
+        await asyncio.wait(
+            {drained, hurried}, timeout=self._settings.drain_seconds, return_when=asyncio.FIRST_COMPLETED
+        )
+        for task in (drained, hurried):
+            task.cancel()
+        if store.depth:
+            log.warning(
+                "%d events are still in the spool; the next start publishes them.",
+                store.depth,
+                extra={"action": "not_drained", "events": store.depth},
+            )
+
+    def _publisher_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            log.error("The publisher has died.", exc_info=task.exception(), extra={"action": "publisher_died"})
+            self.stop()
+            self.stop()
+
+    async def _reload_certificate(self) -> None:
+        while self._certificate is not None:
+            await asyncio.sleep(_CERTIFICATE_SECONDS)
+            self._certificate.reload()
+
+    async def _unready(self) -> str | None:
+        if self._ingress.draining:
+            return "draining"
+        fault = await self._store.probe()
+        return str(fault) if fault else None
+
+    def _status(self) -> dict[str, Any]:
+        store, publisher = self._store, self._publisher
+        return {
+            "version": __version__,
+            "uptime_seconds": round(time.time() - self._started_at, 3),
+            "draining": self._ingress.draining,
+            "kafka": {"connected": publisher.connected, "error": publisher.last_error},
+            "registry": {"configured": self._settings.schema_registry_url is not None},
+            "spool": {
+                "identity": store.identity,
+                "events": store.depth,
+                "bytes": store.used_bytes,
+                "capacity_bytes": self._settings.spool_max_bytes,
+                "oldest_event_age_seconds": round(store.oldest_age, 3),
+                "dead_events": len(store.dead),
+            },
+        }
+
+    def _workspaces_changed(self, tokens: Mapping[str, tuple[bytes, ...]]) -> None:
+        for workspace, valid in tokens.items():
+            self._metrics.add_workspace(workspace, len(valid))
+        self._metrics.add_topics(self._topics.all(tokens))
+
+    def _data_schema(self, type_name: str) -> str | None:
+        schema = self._schemas.get(type_name)
+        return schema.uri if schema else None
+
+
+def connection(settings: Settings) -> Connection:
+    """
+    How *settings* say to reach Kafka; the password's file is read anew.
+
+    Raises: KafkaDenied.
+    """
+    try:
+        password = settings.kafka_sasl_password.read() if settings.kafka_sasl_password else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise KafkaDenied(f"RELAY_KAFKA_SASL_PASSWORD_FILE cannot be read: {error}.") from error
+    return Connection(
+        bootstrap_servers=settings.kafka_bootstrap_servers,
+        client_id=settings.kafka_client_id,
+        security_protocol=settings.kafka_security_protocol,
+        sasl_mechanism=settings.kafka_sasl_mechanism,
+        sasl_username=settings.kafka_sasl_username,
+        sasl_password=password,
+        ssl_cafile=_path(settings.kafka_ssl_cafile),
+        ssl_certfile=_path(settings.kafka_ssl_certfile),
+        ssl_keyfile=_path(settings.kafka_ssl_keyfile),
+    )
+
+
+def _path(path: object) -> str | None:
+    return None if path is None else str(path)

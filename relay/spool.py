@@ -1,0 +1,399 @@
+"""
+The durable queue between the senders and Kafka.
+
+`append` returns once the event is fsynced, in one transaction with all that arrived meanwhile; one thread writes.
+`take` gives the events in sequence: from memory while the publisher keeps up, from the file when it is behind, so that
+memory is bounded whatever the backlog. All state but the file belongs to the event loop's thread.
+"""
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+import uuid
+from collections import deque
+from pathlib import Path
+
+from relay.batch import Entry
+from relay.dedupe import DedupeMemory
+from relay.errors import RelayError, SpoolFailed, SpoolFull
+from relay.event import Event
+from relay.metrics import Metrics
+from relay.store import Change, Store
+from relay.watermark import Run, Watermark
+
+log = logging.getLogger(__name__)
+
+#: Bodies kept in memory for the publisher; beyond it reads them from the file.
+MEMORY_BYTES = 4 << 20
+#: Seconds until what is published is trimmed, if no append comes by to do it.
+TRIM_SECONDS = 1.0
+#: Shares of the limit at which a filling spool is logged, and at which it counts as emptying again.
+_FILLING, _EMPTYING = 0.8, 0.5
+
+
+class _Commit(asyncio.Future[None]):
+    """What is written together; done when it is durable. Shared by all its events' handlers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.change = Change()
+
+    def cancel(self, msg: object = None) -> bool:  # noqa: ARG002
+        # One handler that is cancelled must not take the others with it.
+        return False
+
+
+class Spool:
+    """The durable queue. Made by `open`."""
+
+    def __init__(self, store: Store, *, max_bytes: int, dedupe_seconds: float, metrics: Metrics) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._store = store
+        self._metrics = metrics
+        self._max_bytes = max_bytes
+        self._dedupe = DedupeMemory(round(dedupe_seconds * 1000))
+        contents = store.contents(now() - self._dedupe.window)
+        self._dedupe.restore(contents.digests, contents.repeats)
+        #: Names this spool on Kafka.
+        self.identity = contents.identity
+        #: Events that the broker refused, by sequence, with what it said.
+        self.dead = contents.dead
+
+        self._next = contents.last_sequence + 1
+        self._total_events = contents.total_events
+        self._used_bytes = contents.used_bytes
+        self._runs = [*contents.runs, Run(self._next, str(uuid.uuid4()))]
+        self._run_stored = False
+
+        # Writing.
+        self._waiting_bytes = 0
+        self._waiting: dict[bytes, _Commit] = {}
+        self._gathering: _Commit | None = None
+        self._writing = False
+        self._failed = False
+        self._filling = False
+        self._published: int | None = None
+        self._trim_timer: asyncio.TimerHandle | None = None
+        self._jobs: queue.SimpleQueue[_Commit | None] = queue.SimpleQueue()
+        self._writer = threading.Thread(target=self._write, name="spool-writer")
+        self._writer.start()
+
+        # Reading: what is beyond _cursor and up to _disk_last is in the file, what follows in _memory; while
+        # _memory is shut everything is.
+        self._cursor = contents.published
+        self._disk_last = contents.last_sequence
+        self._memory: deque[Entry] = deque()
+        self._memory_bytes = 0
+        self._memory_shut = False
+        self._untaken = contents.pending_events
+        self._taken: deque[tuple[int, int]] = deque()
+        self._oldest_received_at = contents.oldest_received_at or 0
+        self._wanted = 0
+        self._arrived: asyncio.Future[None] | None = None
+        self._drained: asyncio.Future[None] | None = None
+
+    @classmethod
+    async def open(cls, path: Path, *, max_bytes: int, dedupe_seconds: float, metrics: Metrics) -> "Spool":
+        """
+        Opens or makes the spool at *path*.
+
+        Raises: SpoolInUse, SpoolUnusable.
+        """
+        store = await asyncio.to_thread(Store, path, max_bytes)
+        return cls(store, max_bytes=max_bytes, dedupe_seconds=dedupe_seconds, metrics=metrics)
+
+    # --- For the handlers. ---
+
+    async def append(self, event: Event) -> bool:
+        """
+        Makes *event* durable. Returns False if it was recognised as a retry of one that is.
+
+        Raises: SpoolFull, SpoolFailed. Nothing is stored then.
+        """
+        if self._dedupe.window:
+            if (commit := self._waiting.get(event.digest)) is not None:
+                await commit
+                return False
+            if self._dedupe.recognises(event):
+                return False
+            if event.repeatable and (occurrence := self._dedupe.occurrence(event)) > 1:
+                event = event._replace(occurrence=occurrence)
+        size = len(event.body)
+        if self._used_bytes + self._waiting_bytes + size > self._max_bytes:
+            self._flush()  # What is published may make room.
+            raise SpoolFull
+        commit = self._gather()
+        commit.change.entries.append((self._next, event))
+        self._next += 1
+        self._waiting_bytes += size
+        self._waiting[event.digest] = commit
+        await commit
+        return True
+
+    def answered(self, event: Event) -> None:
+        """Notes that the sender has its answer for *event* in time: an equal body is no retry from now on."""
+        if repeat := self._dedupe.answered(event):
+            # Not worth an fsync of its own: forgotten in a crash it makes one repeat count as a retry.
+            self._gather(hand_over=False).change.repeats[event.digest] = repeat
+            self._trim_later()
+
+    async def probe(self) -> RelayError | None:
+        """Why an event cannot be stored now, if it cannot."""
+        if self._failed:
+            try:
+                await self._gather()
+            except SpoolFailed as error:
+                return error
+            except SpoolFull:
+                pass
+        return SpoolFull() if self._used_bytes >= self._max_bytes else None
+
+    # --- For the publisher. ---
+
+    @property
+    def depth(self) -> int:
+        """How many events are not known to be on Kafka."""
+        return self._untaken + len(self._taken)
+
+    @property
+    def used_bytes(self) -> int:
+        """How many bytes of the file are in use."""
+        return self._used_bytes
+
+    @property
+    def oldest_age(self) -> float:
+        """Seconds since the oldest of them was received; of a backlog in the file at least that."""
+        if not self.depth:
+            return 0.0
+        if self._taken:
+            self._oldest_received_at = self._taken[0][1]
+        elif self._memory and self._cursor >= self._disk_last:
+            self._oldest_received_at = self._memory[0][1].received_at
+        return max(0.0, (now() - self._oldest_received_at) / 1000)
+
+    async def wait(self, count: int = 1) -> None:
+        """Returns when *count* events can be taken."""
+        while self._untaken < count:
+            self._wanted = count
+            self._arrived = self._loop.create_future()
+            await self._arrived
+
+    async def take(self, max_events: int, max_bytes: int) -> list[Entry]:
+        """
+        The next events in sequence, each given once: about as many as the limits say; empty if there are none.
+
+        Raises: SpoolFailed.
+        """
+        if self._cursor < self._disk_last:
+            if self._memory_shut and self._disk_last - self._cursor <= max_events:
+                self._memory_shut = False  # Nearly caught up: what comes from now on fits into memory.
+            before = None if self._memory_shut else self._disk_last + 1
+            entries = await asyncio.to_thread(self._store.read, self._cursor, before, max_events, max_bytes)
+        else:
+            entries = self._take_from_memory(max_events, max_bytes)
+        if entries:
+            self._cursor = entries[-1][0]
+            self._untaken -= len(entries)
+            self._taken.extend((sequence, event.received_at) for sequence, event in entries)
+        return entries
+
+    def published(self, sequence: int) -> None:
+        """Every event up to *sequence* is on Kafka: they need not be kept."""
+        while self._taken and self._taken[0][0] <= sequence:
+            _, self._oldest_received_at = self._taken.popleft()
+        if self._drained and not self._drained.done() and not self.depth:
+            self._drained.set_result(None)
+        if self._published is None or sequence > self._published:
+            self._published = sequence
+            self._trim_later()
+
+    async def drained(self) -> None:
+        """Returns when every event is on Kafka. For one caller at a time."""
+        while self.depth:
+            self._drained = self._loop.create_future()
+            await self._drained
+
+    async def bury(self, entry: Entry, error: str) -> None:
+        """
+        Puts an event that the broker refuses for itself among the dead, with its body.
+
+        Raises: SpoolFull, SpoolFailed.
+        """
+        commit = self._gather()
+        commit.change.dead.append((entry, error))
+        await commit
+        self.dead[entry[0]] = error
+
+    def watermark(self, sequence: int) -> Watermark:
+        """What to write to Kafka with the events up to *sequence*."""
+        return Watermark.at(sequence, self._runs)
+
+    def resume(self, watermark: Watermark | None) -> int:
+        """Up to which sequence events are on Kafka, after *watermark* was found there."""
+        if watermark is None:
+            return 0
+        covered = watermark.covers(self._runs)
+        if covered < watermark.sequence:
+            log.error(
+                "Kafka has events up to sequence %d of this spool, which shares their history up to %d only: "
+                "it was restored from a copy. Nothing is lost; what was published since the copy is not sent again.",
+                watermark.sequence,
+                covered,
+                extra={"action": "spool_restored"},
+            )
+            # Sequences stay unique for those who read them on the topics.
+            self._next = max(self._next, watermark.sequence + 1)
+        return covered
+
+    async def close(self) -> None:
+        """Writes what is still to be written, and closes the file."""
+        if self._trim_timer:
+            self._trim_timer.cancel()
+        while self._writing or self._gathering or self._published is not None:
+            try:
+                await self._gather()
+            except RelayError as error:
+                log.warning("The spool was closed without its last trim: %s", error, extra={"action": "spool_close"})
+                break
+        self._jobs.put(None)
+        await asyncio.to_thread(self._writer.join)
+        self._store.close()
+
+    # --- Writing: one commit is written while the next one gathers. ---
+
+    def _gather(self, *, hand_over: bool = True) -> _Commit:
+        commit = self._gathering
+        if commit is None:
+            commit = self._gathering = _Commit()
+        if hand_over and not self._writing:
+            # Soon: so that all that arrived in this turn of the loop share one fsync.
+            self._loop.call_soon(self._hand_over)
+        return commit
+
+    def _hand_over(self) -> None:
+        commit = self._gathering
+        if self._writing or commit is None:
+            return
+        self._gathering = None
+        change = commit.change
+        change.published, self._published = self._published, None
+        if change.entries:
+            self._total_events += len(change.entries)
+            change.total_events = self._total_events
+            change.accepted_at = change.entries[0][1].received_at
+            change.digests, repeats = self._dedupe.to_store(event for _, event in change.entries)
+            change.repeats.update(repeats)
+            if not self._run_stored:
+                change.run = self._runs[-1]
+            change.forget_before = self._dedupe.forget(change.accepted_at)
+        self._writing = True
+        self._jobs.put(commit)
+
+    def _write(self) -> None:
+        while (commit := self._jobs.get()) is not None:
+            error: RelayError | None = None
+            used_bytes = 0
+            started = time.perf_counter()
+            try:
+                used_bytes = self._store.write(commit.change)
+            except RelayError as failure:
+                error = failure
+            except Exception as failure:  # Without this thread every handler would wait for ever.
+                log.exception("The spool's writer failed.", extra={"action": "spool_failed"})
+                error = SpoolFailed(f"The spool cannot be written: {failure!r}.")
+            took = time.perf_counter() - started
+            self._loop.call_soon_threadsafe(self._written, commit, used_bytes, error, took)
+
+    def _written(self, commit: _Commit, used_bytes: int, error: RelayError | None, took: float) -> None:
+        change = commit.change
+        self._writing = False
+        for _, event in change.entries:
+            self._waiting.pop(event.digest, None)
+            self._waiting_bytes -= len(event.body)
+        if error is None:
+            self._used_bytes = used_bytes
+            self._metrics.spool_commit_duration.observe(took)
+            self._stored(change)
+            commit.set_result(None)
+        else:
+            self._not_stored(change)
+            commit.set_exception(error)
+            commit.exception()  # Retrieved: a commit without handlers is nobody's to await.
+        self._note_state(error)
+        if self._gathering:
+            self._hand_over()
+
+    def _stored(self, change: Change) -> None:
+        for _, event in change.entries:
+            self._dedupe.accepted(event)
+        if not change.entries:
+            return
+        self._run_stored = True
+        self._offer(change.entries)
+        self._untaken += len(change.entries)
+        if self._arrived and not self._arrived.done() and self._untaken >= self._wanted:
+            self._arrived.set_result(None)
+
+    def _not_stored(self, change: Change) -> None:
+        self._total_events -= len(change.entries)
+        if change.published is not None:
+            self._published = max(change.published, self._published or 0)
+            self._trim_later()
+
+    def _note_state(self, error: RelayError | None) -> None:
+        filling = self._used_bytes > self._max_bytes * (_EMPTYING if self._filling else _FILLING)
+        if filling != self._filling:
+            self._filling = filling
+            log.log(
+                logging.WARNING if filling else logging.INFO,
+                "The spool is %s: %d of %d bytes.",
+                "filling" if filling else "emptying",
+                self._used_bytes,
+                self._max_bytes,
+                extra={"action": "spool_filling" if filling else "spool_emptying"},
+            )
+        if (error is not None) != self._failed:
+            self._failed = error is not None
+            if error is not None:
+                log.error("The spool cannot take events: %s", error, extra={"action": "spool_failed"})
+            else:
+                log.info("The spool takes events again.", extra={"action": "spool_recovered"})
+
+    def _flush(self) -> None:
+        self._trim_timer = None
+        if self._published is not None or self._gathering:
+            self._gather()
+
+    def _trim_later(self) -> None:
+        if self._trim_timer is None:
+            self._trim_timer = self._loop.call_later(TRIM_SECONDS, self._flush)
+
+    # --- Reading. ---
+
+    def _offer(self, entries: list[Entry]) -> None:
+        if not self._memory_shut:
+            self._memory.extend(entries)
+            self._memory_bytes += sum(len(event.body) for _, event in entries)
+            if self._memory_bytes <= MEMORY_BYTES:
+                return
+            self._memory_shut = True
+            self._memory.clear()
+            self._memory_bytes = 0
+        self._disk_last = entries[-1][0]
+
+    def _take_from_memory(self, max_events: int, max_bytes: int) -> list[Entry]:
+        entries: list[Entry] = []
+        size = 0
+        while self._memory and len(entries) < max_events and size < max_bytes:
+            entry = self._memory.popleft()
+            size += len(entry[1].body)
+            entries.append(entry)
+        self._memory_bytes -= size
+        return entries
+
+
+def now() -> int:
+    """Milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,320 @@
+"""
+The spool's file: the only place that knows SQLite.
+
+Durability is SQLite's with `synchronous=FULL` in WAL mode: `write` returns after the fsync of everything it was given,
+or raises and has changed nothing. Everything here blocks; spool.py calls it from its own threads.
+"""
+
+import fcntl
+import os
+import sqlite3
+import time
+import uuid
+from contextlib import closing
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import NamedTuple
+
+import orjson
+
+from relay.batch import Entry, decode, encode, rows
+from relay.dedupe import Repeat
+from relay.errors import SpoolFailed, SpoolFull, SpoolInUse, SpoolUnusable
+from relay.watermark import RUNS_NAMED, Run
+
+FORMAT = 1
+PAGE_SIZE = 16384
+#: Beyond the limit, for what makes room again: trims, dead events, dedupe memory.
+HEADROOM_BYTES = 8 << 20
+#: How much of the file is given back to the file system in one transaction.
+_VACUUM_PAGES = 128
+_FULL = 2
+
+
+@dataclass
+class Change:
+    """What one transaction makes durable."""
+
+    entries: list[Entry] = field(default_factory=list)
+    total_events: int = 0
+    run: Run | None = None
+    #: Every event up to this sequence is on Kafka.
+    published: int | None = None
+    digests: bytes = b""
+    accepted_at: int = 0
+    #: Dedupe memory accepted before this time (milliseconds since the epoch) is forgotten.
+    forget_before: int | None = None
+    repeats: dict[bytes, Repeat] = field(default_factory=dict)
+    dead: list[tuple[Entry, str]] = field(default_factory=list)
+
+
+class Contents(NamedTuple):
+    """What a file holds when it is opened."""
+
+    identity: str
+    last_sequence: int
+    published: int
+    total_events: int
+    pending_events: int
+    oldest_received_at: int | None
+    used_bytes: int
+    runs: list[Run]
+    dead: dict[int, str]
+    digests: list[tuple[int, bytes]]
+    repeats: dict[bytes, Repeat]
+
+
+class Store:
+    """An open spool file. One process owns it; `write` is for one thread, `read` for one other."""
+
+    def __init__(self, path: Path, max_bytes: int) -> None:
+        """
+        Opens the file, or makes it.
+
+        Raises: SpoolInUse, SpoolUnusable.
+        """
+        self._path = path
+        self._max_pages = (max_bytes + HEADROOM_BYTES) // PAGE_SIZE
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = _own(path)
+            self._writer: sqlite3.Connection | None = self._connect()
+            self._reader = self._connect()
+            _sync_directory(path.parent)
+        except (OSError, sqlite3.Error) as error:
+            raise SpoolUnusable(f"The spool {path} cannot be opened: {error}.") from error
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._path, timeout=10, isolation_level=None, check_same_thread=False)
+        try:
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version > FORMAT:
+                raise SpoolUnusable(f"The spool {self._path} was written by a newer relay (format {version}).")
+            if version == 0:
+                _create(connection)
+            connection.execute("PRAGMA synchronous=FULL")
+            # Some builds overwrite all that is deleted, and so write every body a second time.
+            connection.execute("PRAGMA secure_delete=FAST")
+            connection.execute(f"PRAGMA max_page_count={self._max_pages}")
+            mode, level = (
+                connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")
+            )
+            if (mode, level) != ("wal", _FULL):
+                raise SpoolUnusable(f"SQLite gives no durability at {self._path}: journal {mode}, synchronous {level}.")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def contents(self, forget_before: int) -> Contents:
+        """
+        What the file holds, with the dedupe memory accepted since *forget_before*.
+
+        Raises: SpoolUnusable.
+        """
+        try:
+            return self._contents(forget_before)
+        except sqlite3.Error as error:
+            raise SpoolUnusable(f"The spool {self._path} cannot be read: {error}.") from error
+
+    def _contents(self, forget_before: int) -> Contents:
+        query = self._reader.execute
+        published, published_events = query("SELECT sequence, total_events FROM published").fetchone()
+        first = query("SELECT received_at, events, bodies FROM batches ORDER BY last_sequence LIMIT 1").fetchone()
+        last = query("SELECT last_sequence, total_events FROM batches ORDER BY last_sequence DESC LIMIT 1").fetchone()
+        # The first batch may be published in part.
+        skipped = sum(sequence <= published for sequence, _ in decode(*first[1:])) if first else 0
+        total_events = last[1] if last else published_events
+        pages, free = self._pages(self._reader)
+        return Contents(
+            identity=query("SELECT identity FROM spool").fetchone()[0],
+            last_sequence=max(last[0], published) if last else published,
+            published=published,
+            total_events=total_events,
+            pending_events=total_events - published_events - skipped,
+            oldest_received_at=first[0] if first else None,
+            used_bytes=(pages - free) * PAGE_SIZE,
+            runs=[Run(*row) for row in query("SELECT first_sequence, run FROM runs ORDER BY first_sequence")],
+            dead=dict(query("SELECT sequence, error FROM dead").fetchall()),
+            digests=query(
+                "SELECT accepted_at, digests FROM digests WHERE accepted_at >= ? ORDER BY last_sequence",
+                (forget_before,),
+            ).fetchall(),
+            repeats={
+                digest: Repeat(accepted_at, occurrence, bool(answered))
+                for digest, accepted_at, occurrence, answered in query(
+                    "SELECT digest, accepted_at, occurrence, answered FROM repeats WHERE accepted_at >= ?",
+                    (forget_before,),
+                )
+            },
+        )
+
+    def write(self, change: Change) -> int:
+        """
+        Makes *change* durable: all of it or nothing. Returns the bytes of the file that are in use.
+
+        Raises: SpoolFull, SpoolFailed.
+        """
+        try:
+            if self._writer is None:
+                self._writer = self._connect()
+            return self._write(self._writer, change)
+        except sqlite3.Error as error:
+            self._give_up_writer()
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+                raise SpoolFull(f"The spool {self._path} or its disk is full.") from error
+            raise SpoolFailed(f"The spool {self._path} cannot be written: {error}.") from error
+        except SpoolUnusable as error:
+            raise SpoolFailed(str(error)) from error
+
+    def _write(self, connection: sqlite3.Connection, change: Change) -> int:
+        execute = connection.execute
+        execute("BEGIN IMMEDIATE")
+        if change.run:
+            execute("INSERT INTO runs VALUES (?, ?)", change.run)
+        total = change.total_events - len(change.entries)
+        for row in rows(change.entries):
+            total += len(row)
+            execute(
+                "INSERT INTO batches VALUES (?, ?, ?, ?, ?)",
+                (row[-1][0], row[0][1].received_at, total, *encode(row)),
+            )
+        if change.digests:
+            execute("INSERT INTO digests VALUES (?, ?, ?)", (change.entries[-1][0], change.accepted_at, change.digests))
+        for digest, repeat in change.repeats.items():
+            execute(
+                "INSERT OR REPLACE INTO repeats VALUES (?, ?, ?, ?)",
+                (digest, repeat.accepted_at, repeat.occurrence, repeat.answered),
+            )
+        if change.forget_before is not None:
+            _forget(connection, change.forget_before)
+        for (sequence, event), error in change.dead:
+            fields, body = encode([(sequence, event)])
+            execute(
+                "INSERT OR REPLACE INTO dead VALUES (?, ?, ?, ?, ?)",
+                (sequence, orjson.dumps(orjson.loads(fields)[0]).decode(), body, _now(), error),
+            )
+        if change.published is not None:
+            _trim(connection, change.published)
+        execute("COMMIT")
+        return self._tidy(connection)
+
+    def _tidy(self, connection: sqlite3.Connection) -> int:
+        pages, free = self._pages(connection)
+        if free > max(pages // 2, _VACUUM_PAGES):
+            # fetchall: the pragma frees one page a step.
+            connection.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
+        return (pages - free) * PAGE_SIZE
+
+    @staticmethod
+    def _pages(connection: sqlite3.Connection) -> tuple[int, int]:
+        pages, free = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count"))
+        return pages, free
+
+    def _give_up_writer(self) -> None:
+        # After a failed write or fsync nothing that this connection believes about the file can be relied upon;
+        # closing it rolls back.
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def read(self, after: int, before: int | None, max_events: int, max_bytes: int) -> list[Entry]:
+        """
+        The events with a sequence beyond *after* and below *before*, in order: whole rows until one of the limits is
+        reached.
+
+        Raises: SpoolFailed.
+        """
+        entries: list[Entry] = []
+        size = 0
+        try:
+            with closing(
+                self._reader.execute(
+                    "SELECT events, bodies FROM batches WHERE last_sequence > ? ORDER BY last_sequence", (after,)
+                )
+            ) as found:
+                for events, bodies in found:
+                    entries.extend(
+                        entry
+                        for entry in decode(events, bodies)
+                        if entry[0] > after and (before is None or entry[0] < before)
+                    )
+                    size += len(bodies)
+                    if len(entries) >= max_events or size >= max_bytes:
+                        break
+        except sqlite3.Error as error:
+            raise SpoolFailed(f"The spool {self._path} cannot be read: {error}.") from error
+        return entries
+
+    def close(self) -> None:
+        """Closes the file; another process may own it then."""
+        self._give_up_writer()
+        self._reader.close()
+        os.close(self._lock)
+
+
+def _own(path: Path) -> int:
+    # A lock of our own beside the file: SQLite's would shut out the commands that look into a running spool.
+    lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        owner = os.read(lock, 20).decode(errors="replace").strip()
+        os.close(lock)
+        raise SpoolInUse(
+            f"The spool {path} belongs to another relay (process {owner or 'unknown'}): "
+            "stop that one, or set another RELAY_SPOOL_PATH."
+        ) from None
+    os.truncate(lock, 0)
+    os.write(lock, f"{os.getpid()}\n".encode())
+    return lock
+
+
+def _create(connection: sqlite3.Connection) -> None:
+    connection.execute(f"PRAGMA page_size={PAGE_SIZE}")
+    connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+    connection.execute("PRAGMA journal_mode=WAL")
+    schema = files("relay").joinpath("spool.sql").read_text()
+    connection.executescript(f"BEGIN; {schema} PRAGMA user_version={FORMAT};")
+    connection.execute("INSERT INTO spool VALUES (?, ?)", (str(uuid.uuid4()), _now()))
+    connection.execute("COMMIT")
+
+
+def _sync_directory(directory: Path) -> None:
+    # A file is only as durable as its name.
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _trim(connection: sqlite3.Connection, upto: int) -> None:
+    connection.execute("UPDATE published SET sequence = ?", (upto,))
+    last = connection.execute(
+        "SELECT total_events FROM batches WHERE last_sequence <= ? ORDER BY last_sequence DESC LIMIT 1", (upto,)
+    ).fetchone()
+    if last:
+        connection.execute("UPDATE published SET total_events = ?", last)
+        connection.execute("DELETE FROM batches WHERE last_sequence <= ?", (upto,))
+    connection.execute(
+        "DELETE FROM runs WHERE first_sequence <"
+        " (SELECT first_sequence FROM runs WHERE first_sequence <= ? ORDER BY 1 DESC LIMIT 1 OFFSET ?)",
+        (upto, RUNS_NAMED - 1),
+    )
+
+
+def _forget(connection: sqlite3.Connection, before: int) -> None:
+    kept = connection.execute(
+        "SELECT last_sequence FROM digests WHERE accepted_at >= ? ORDER BY last_sequence LIMIT 1", (before,)
+    ).fetchone()
+    if kept:
+        connection.execute("DELETE FROM digests WHERE last_sequence < ?", kept)
+    else:
+        connection.execute("DELETE FROM digests")
+    connection.execute("DELETE FROM repeats WHERE accepted_at < ?", (before,))
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000

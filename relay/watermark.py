@@ -1,0 +1,68 @@
+"""
+How far a spool has been published, as Kafka knows it.
+
+The watermark is written in the transaction of the events that it covers, so it tells after a crash which of them are
+on their topics. A bare sequence would not do: a spool file that was restored from a copy gives sequences a second time,
+to other events. So a watermark names the runs that led to it, and covers only the history that both sides share.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import orjson
+
+#: How many runs a watermark names.
+RUNS_NAMED = 8
+
+
+class Run(NamedTuple):
+    """A start of a relay on a spool."""
+
+    first_sequence: int
+    run: str
+
+
+class Watermark(NamedTuple):
+    """Every event up to *sequence* is on Kafka, as *runs* (oldest first) gave the sequences."""
+
+    sequence: int
+    runs: tuple[Run, ...]
+
+    @classmethod
+    def at(cls, sequence: int, runs: Sequence[Run]) -> "Watermark":
+        """The watermark at *sequence* of a spool with these *runs*."""
+        return cls(sequence, tuple(run for run in runs if run.first_sequence <= sequence)[-RUNS_NAMED:])
+
+    def covers(self, runs: Sequence[Run]) -> int:
+        """
+        Up to which sequence the events of a spool with these *runs* are on Kafka; 0 if none is known to be.
+
+        Less than *sequence* where the spool was restored from a copy that had not come so far.
+        """
+        ours = {run.run: index for index, run in enumerate(runs)}
+        for index in range(len(self.runs) - 1, -1, -1):
+            if (shared := ours.get(self.runs[index].run)) is not None:
+                ends = [
+                    history[place + 1].first_sequence - 1
+                    for history, place in ((self.runs, index), (runs, shared))
+                    if place + 1 < len(history)
+                ]
+                return min([self.sequence, *ends])
+        return 0
+
+    def encode(self) -> bytes:
+        """As JSON."""
+        return orjson.dumps({"sequence": self.sequence, "runs": [[run.first_sequence, run.run] for run in self.runs]})
+
+    @classmethod
+    def decode(cls, value: bytes) -> "Watermark":
+        """
+        From JSON.
+
+        Raises: ValueError.
+        """
+        try:
+            fields = orjson.loads(value)
+            return cls(int(fields["sequence"]), tuple(Run(int(first), str(run)) for first, run in fields["runs"]))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a watermark: {value[:100]!r}") from error

@@ -1,0 +1,78 @@
+"""Fixtures of all tests."""
+
+import os
+import re
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from kafka_for_tests import FoundKafka, NoKafkaError, find_kafka
+
+from relay.dev.download import console_progress
+from relay.dev.kafka import LocalKafka, prepare_runtime
+from relay.dev.kafka_runtime import Runtime
+
+KAFKA = pytest.StashKey[str]()
+OwnKafka = Callable[..., LocalKafka]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which Kafka was taken, and why no other."""
+    how = terminalreporter.config.stash.get(KAFKA, None)
+    if how:
+        terminalreporter.write_line(f"Kafka: {how}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_settings_from_outside() -> Iterator[None]:
+    """No RELAY_* variable of the caller's reaches a test, except RELAY_TEST_*."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in os.environ:
+            if name.startswith("RELAY_") and not name.startswith("RELAY_TEST_"):
+                patch.delenv(name)
+        yield
+
+
+@pytest.fixture(scope="session")
+def kafka_runtime(request: pytest.FixtureRequest) -> Runtime:
+    """Return what local brokers are started from; the first time on a machine it is downloaded, with a progress bar."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled(), console_progress("Kafka") as on_progress:
+        return prepare_runtime(on_progress)
+
+
+@pytest.fixture(scope="session")
+def kafka(request: pytest.FixtureRequest) -> Iterator[FoundKafka]:
+    """Yield a Kafka that all tests share; give each test topics of its own (topic_name)."""
+    with ExitStack() as stack:
+        failure = ""
+        try:
+            found = stack.enter_context(find_kafka(lambda: request.getfixturevalue("kafka_runtime")))
+        except NoKafkaError as error:
+            failure = str(error)
+        if failure:
+            pytest.fail(failure, pytrace=False)
+        request.config.stash[KAFKA] = found.how
+        yield found
+
+
+@pytest.fixture
+def own_kafka(kafka_runtime: Runtime) -> Iterator[OwnKafka]:
+    """Yield a function that starts a local Kafka for this test alone, to be stopped, frozen and killed."""
+    with ExitStack() as stack:
+
+        def start(
+            brokers: int = 1, *, data_dir: Path | None = None, properties: Mapping[str, str] | None = None
+        ) -> LocalKafka:
+            kafka = LocalKafka(brokers, data_dir=data_dir, properties=properties, runtime=kafka_runtime)
+            return stack.enter_context(kafka)
+
+        yield start
+
+
+@pytest.fixture
+def topic_name(request: pytest.FixtureRequest) -> str:
+    """Return a topic name that no other test has, nor another run against the same Kafka."""
+    return f"{re.sub('[^a-z0-9]+', '-', request.node.name.lower())[:100]}-{uuid.uuid4().hex[:8]}"
