@@ -6,10 +6,12 @@ Modules that a verb alone needs are imported by it: `relay serve` starts in a fr
 
 import argparse
 import asyncio
+import logging
 import os
 import secrets
 import sys
 from collections.abc import Callable, Coroutine, Sequence
+from importlib import import_module
 from typing import Any
 
 import orjson
@@ -27,12 +29,17 @@ Begin with `relay dev --play`: a local Kafka, a relay, and a whole chat sent thr
 """
 
 
+#: Verbs with a module of their own, which has `add_arguments` and `run`.
+_MODULES = {"dev": "relay.dev.up", "send": "relay.dev.send", "tail": "relay.dev.tail"}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0 done, 1 failed, 2 wrong usage or settings."""
-    arguments = _parser().parse_args(argv)
-    run: Callable[[argparse.Namespace], int] = arguments.run
+    given = sys.argv[1:] if argv is None else argv
+    arguments = _parser(given[0] if given else "").parse_args(given)
     try:
-        return run(arguments)
+        outcome: int | Coroutine[Any, Any, int] = arguments.run(arguments)
+        return outcome if isinstance(outcome, int) else _finish(outcome)
     except SettingsInvalid as error:
         for problem in error.problems:
             print(f"relay: {problem}", file=sys.stderr)
@@ -44,60 +51,47 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
 
 
-def _parser() -> argparse.ArgumentParser:
+def _finish(running: Coroutine[Any, Any, int]) -> int:
+    import uvloop  # noqa: PLC0415
+
+    return uvloop.run(running)
+
+
+def _parser(chosen: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="relay", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"relay {__version__}")
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    verb = _add(verbs, "serve", _serve, "take deliveries in and publish them, until SIGTERM")
-    verb.epilog = (
-        "SIGTERM or Ctrl-C waits RELAY_DRAIN_SECONDS for the spool to reach Kafka; a second one does not wait."
+    def verb(
+        name: str, summary: str, run: Callable[[argparse.Namespace], int] | None = None
+    ) -> argparse.ArgumentParser:
+        added: argparse.ArgumentParser = verbs.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
+        if run is not None:
+            added.set_defaults(run=run)
+        elif name == chosen:  # Imported only then: what tries things out is no part of a serving relay.
+            module = import_module(_MODULES[name])
+            module.add_arguments(added)
+            added.set_defaults(run=module.run)
+        return added
+
+    verb(
+        "serve", "take deliveries in and publish them, until SIGTERM", _serve
+    ).epilog = "SIGTERM or Ctrl-C waits RELAY_DRAIN_SECONDS for the spool to reach Kafka; a second one does not wait."
+    verb("dev", "try it out: a local Kafka, a relay, and every record as it lands")
+    verb("send", "play Rocket.Chat: its headers, timeout and retries")
+    verb("tail", "print records as they land")
+    verb("check", "would it work? settings, spool, Kafka, topics: each line ok or what to do", _check).add_argument(
+        "--json", action="store_true", help="for programs"
     )
-
-    verb = _add(verbs, "dev", _dev, "try it out: a local Kafka, a relay, and every record as it lands")
-    verb.add_argument("--play", action="store_true", help="send a whole chat first")
-    verb.add_argument("--once", action="store_true", help="stop when the chat of --play has landed")
-    verb.add_argument("--port", type=int, default=8080, help="webhook port (default: %(default)s)")
-    verb.add_argument("--data", metavar="DIR", help="keep Kafka's data and the spool in DIR; else they are thrown away")
-    verb.epilog = "The first start fetches Kafka (about 60 MB) from Maven Central; later ones need no network."
-
-    verb = _add(verbs, "check", _check, "would it work? settings, Kafka, topics: each line ok or what to do")
-    verb.add_argument("--json", action="store_true", help="for programs")
-
-    verb = _add(verbs, "config", _config, "print the settings in force, secrets masked")
-    verb.add_argument("--json", action="store_true", help="for programs")
-
-    from relay.dev import send, tail  # noqa: PLC0415 - only the parser of every verb is needed
-
-    send.add_arguments(
-        _add(verbs, "send", _asynchronous(send.run), "play Rocket.Chat: its headers, timeout and retries")
+    verb("config", "print the settings in force, secrets masked", _config).add_argument(
+        "--json", action="store_true", help="for programs"
     )
-    tail.add_arguments(_add(verbs, "tail", _asynchronous(tail.run), "print records as they land"))
-
-    verb = _add(verbs, "token", _token, "make a strong secret token")
-    verb.add_argument(
-        "new", choices=["new"], help="print a new token, for RELAY_TOKEN and Rocket.Chat's webhook settings"
+    verb("token", "make a strong secret token", _token).add_argument(
+        "new", choices=["new"], help="print a new one, for RELAY_TOKEN and Rocket.Chat's webhook settings"
     )
     return parser
-
-
-def _add(verbs: Any, name: str, run: Callable[[argparse.Namespace], int], summary: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = verbs.add_parser(name, help=summary, description=summary[0].upper() + summary[1:])
-    parser.set_defaults(run=run)
-    return parser
-
-
-def _asynchronous(
-    run: Callable[[argparse.Namespace], Coroutine[Any, Any, int]],
-) -> Callable[[argparse.Namespace], int]:
-    def synchronous(arguments: argparse.Namespace) -> int:
-        import uvloop  # noqa: PLC0415
-
-        return uvloop.run(run(arguments))
-
-    return synchronous
 
 
 def _serve(_: argparse.Namespace) -> int:
@@ -117,16 +111,12 @@ def _serve(_: argparse.Namespace) -> int:
     return DONE
 
 
-def _dev(arguments: argparse.Namespace) -> int:
-    from relay.dev import up  # noqa: PLC0415
-
-    return asyncio.run(up.run(arguments))
-
-
 def _check(arguments: argparse.Namespace) -> int:
     from relay import check  # noqa: PLC0415
     from relay.config import Settings  # noqa: PLC0415
 
+    # A finding says what aiokafka would log.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     findings = asyncio.run(check.check(Settings.read(os.environ)))
     if arguments.json:
         print(orjson.dumps([finding._asdict() for finding in findings], option=orjson.OPT_INDENT_2).decode())

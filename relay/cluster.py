@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition, errors
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.helpers import create_ssl_context
 from aiokafka.partitioner import murmur2
 
@@ -126,6 +127,8 @@ class Topic(NamedTuple):
     """A topic as the cluster describes it."""
 
     partitions: int
+    #: Of the partition that has fewest.
+    replicas: int
     #: Partitions without a leader.
     leaderless: tuple[int, ...]
 
@@ -151,7 +154,32 @@ class Cluster:
                 if len(led) == len(having):
                     break
                 await asyncio.sleep(RETRY_BACKOFF_MS / 1000)
-        return {name: Topic(len(topic["partitions"]), _leaderless(topic)) for name, topic in found.items()}
+        return {
+            name: Topic(
+                len(topic["partitions"]),
+                min((len(partition["replicas"]) for partition in topic["partitions"]), default=0),
+                _leaderless(topic),
+            )
+            for name, topic in found.items()
+        }
+
+    async def topic_configs(self, names: Collection[str]) -> dict[str, dict[str, str]]:
+        """
+        The settings in force of these topics.
+
+        Raises: KafkaLost.
+        """
+        if not names:
+            return {}
+        async with self._admin() as admin:
+            responses = await admin.describe_configs(
+                [ConfigResource(ConfigResourceType.TOPIC, name, configs=None) for name in names]
+            )
+        return {
+            name: {entry[0]: entry[1] for entry in entries}
+            for response in responses
+            for _, _, _, name, entries in response.resources
+        }
 
     async def create_topics(self, names: Collection[str], config: Mapping[str, str], partitions: int) -> None:
         """

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
@@ -44,14 +44,16 @@ _EXPLAIN_TIMEOUT = 5.0
 _WATERMARK_CONFIG = {"cleanup.policy": "compact", "segment.bytes": str(16 << 20), "min.cleanable.dirty.ratio": "0.1"}
 
 
-class TopicPlan:
-    """The topics that a relay needs, and whether it may create them."""
+class TopicPlan(NamedTuple):
+    """The topics that a relay needs."""
 
-    def __init__(self, topics: Collection[str], watermarks: str | None, *, create: bool) -> None:
-        """Without *watermarks* there are no transactions: at least once."""
-        self.topics = topics
-        self.watermarks = watermarks
-        self.create = create
+    topics: Collection[str]
+    #: None: no transactions, at least once.
+    watermarks: str | None
+    #: Whether missing ones are created.
+    create: bool
+    #: What the topics must take, when they are created.
+    max_message_bytes: int
 
 
 class Producer:
@@ -205,7 +207,9 @@ class Producer:
     async def _create(self, missing: Collection[str]) -> None:
         log.info("Creating topics: %s.", ", ".join(missing), extra={"action": "topics_created", "topics": missing})
         watermarks = [name for name in missing if name == self._plan.watermarks]
-        await self._cluster.create_topics([name for name in missing if name not in watermarks], {}, PARTITIONS)
+        events = [name for name in missing if name not in watermarks]
+        size = {"max.message.bytes": str(self._plan.max_message_bytes)}
+        await self._cluster.create_topics(events, size, PARTITIONS)
         await self._cluster.create_topics(watermarks, _WATERMARK_CONFIG, 1)
 
     async def _explained(self, error: KafkaLost) -> KafkaLost:

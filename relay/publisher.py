@@ -102,6 +102,8 @@ class Publisher:
         self._committed_at = -INTERVAL
         self._fenced: deque[float] = deque(maxlen=_FENCED_TIMES + 1)
         self._failures = 0
+        #: Set once a producer has started.
+        self.started = asyncio.Event()
         #: What keeps the events from Kafka, or none.
         self.last_error: str | None = "not connected yet"
 
@@ -139,6 +141,7 @@ class Publisher:
             )
             self.last_error = None
         self._metrics.kafka_connected.set(1)
+        self.started.set()
 
     async def _cycle(self, producer: Producer) -> None:
         if not self._hand:

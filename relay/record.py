@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 from relay.event import EVENT_TYPES, OFFLINE_MESSAGE, UNKNOWN_TYPE, DeadLetterReason, Event, event_type
 
+#: By how many bytes a record is larger than its body, at most: key, headers, framing.
+RECORD_OVERHEAD = 4096
+
 Headers = list[tuple[str, bytes]]
 
 

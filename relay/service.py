@@ -26,7 +26,7 @@ from relay.kafka import Producer, TopicPlan
 from relay.memory import MemoryQueue
 from relay.metrics import Metrics
 from relay.publisher import Publisher
-from relay.record import RecordMaker, Topics
+from relay.record import RECORD_OVERHEAD, RecordMaker, Topics
 from relay.redact import Redaction
 from relay.schemas import Schemas
 from relay.spool import Spool
@@ -56,6 +56,7 @@ class Service:
         self._started_at = time.time()
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._listens = asyncio.Event()
         try:
             self._tokens = Tokens(settings.token, settings.workspaces_dir, on_change=self._workspaces_changed)
             self._certificate = (
@@ -68,7 +69,7 @@ class Service:
         self._store: Spool | MemoryQueue
         self._publisher: Publisher
         self._ingress: Ingress
-        #: The ports in use, once `run` has called *ready*: webhook and admin.
+        #: The ports in use, once they are open: webhook and admin.
         self.ports: tuple[int, int] = (0, 0)
 
     def stop(self) -> None:
@@ -77,7 +78,12 @@ class Service:
             self._hurry.set()
         self._stop.set()
 
-    async def run(self, ready: asyncio.Event | None = None) -> None:
+    async def connected(self) -> None:
+        """Returns when the ports are open and Kafka takes events."""
+        await self._listens.wait()
+        await self._publisher.started.wait()
+
+    async def run(self) -> None:
         """
         Serves until `stop`, or until SIGTERM or SIGINT.
 
@@ -92,8 +98,7 @@ class Service:
                 *self.ports,
                 extra={"action": "serving", "version": __version__, "ports": self.ports, "spooled": store.depth},
             )
-            if ready:
-                ready.set()
+            self._listens.set()
             await self._stop.wait()
             await self._drain(store)
         log.info("Stopped.", extra={"action": "stopped"})
@@ -131,6 +136,7 @@ class Service:
                 self._topics.all(self._tokens.workspaces),
                 settings.watermark_topic if exactly_once else None,
                 create=settings.topic_create,
+                max_message_bytes=settings.max_body_bytes + RECORD_OVERHEAD,
             )
             compression = None if settings.kafka_compression == "none" else settings.kafka_compression
             return Producer(connection(settings), plan, store.identity, compression)

@@ -123,6 +123,7 @@ class RocketChat:
             raise ValueError(f"not an absolute http or https URL: {url!r}")
         if not re.fullmatch(r"[\x20-\x7e]*", token or ""):
             raise ValueError("the token has characters that no HTTP header can hold")
+        parts.hostname.encode("idna")  # Fails now, not at the first try.
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._host, self._port = parts.hostname, parts.port or (443 if self._tls else 80)
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
@@ -158,7 +159,7 @@ class RocketChat:
         try:
             async with asyncio.timeout(self.timeout if self.rule.timed else None):
                 await self._exchange(body, answer)
-        except (OSError, EOFError, ValueError, asyncio.LimitOverrunError) as exc:
+        except (OSError, EOFError, ValueError, OverflowError, asyncio.LimitOverrunError) as exc:
             error = _name_of(exc)
         rule, status = self.rule, answer.status
         delivered = status in rule.success and not (error and rule.body_counts)
@@ -190,7 +191,7 @@ class _Answer:
             head = await reader.readuntil(b"\r\n\r\n")
             match = re.match(rb"HTTP/1\.[01] ([1-9]\d\d)[ \r]", head)
             if not match:
-                raise ValueError("not an HTTP answer")
+                raise ValueError
             status = int(match[1])
         self.status = status
         if status in (204, 304):
@@ -212,7 +213,7 @@ class _Answer:
 
     def _make_room(self, size: int) -> None:
         if len(self.body) + size > MAX_ANSWER_BYTES:
-            raise ValueError("answer larger than 10 MiB")
+            raise OverflowError
 
 
 _FAULTS: tuple[tuple[type[Exception], str], ...] = (
@@ -220,6 +221,7 @@ _FAULTS: tuple[tuple[type[Exception], str], ...] = (
     (ConnectionRefusedError, "connection refused"),
     (ConnectionError, "connection reset"),
     (EOFError, "answer cut off"),
+    (OverflowError, "answer larger than 10 MiB"),
     (socket.gaierror, "unknown host"),
 )
 
@@ -234,7 +236,7 @@ def _name_of(exc: Exception) -> str:
     if isinstance(exc, OSError):
         # No number: a name with several addresses, each with an error of its own.
         return os.strerror(exc.errno) if exc.errno else "cannot connect"
-    return str(exc)
+    return "not an HTTP answer"
 
 
 @dataclass(slots=True)

@@ -115,7 +115,8 @@ def line(record: ConsumerRecord) -> str:
     type_name = headers.get("ce_type", "?").removeprefix(CE_TYPE_PREFIX)
     key = "-" if record.key is None else record.key.decode(errors="replace")
     size = len(record.value or b"")
-    text = f"{when[11:23]}  {type_name:<{_TYPE_WIDTH}} {key:<{_CHAT_WIDTH}} {size:>7} B  {record.partition}@{record.offset}"
+    place = f"{record.partition}@{record.offset}"
+    text = f"{when[11:23]}  {type_name:<{_TYPE_WIDTH}} {key:<{_CHAT_WIDTH}} {size:>7} B  {place}"
     if reason := headers.get("relay_error_reason"):
         text += f"  {reason}: {headers.get('relay_error_detail', '')}"
     return "".join(character if character.isprintable() else "?" for character in text)

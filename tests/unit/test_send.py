@@ -113,9 +113,11 @@ async def test_credentials_and_query_of_the_url_are_sent() -> None:
     assert b"ada:" not in peer.requests[0]
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8080/rocketchat", "ftp://a/b", "http:///b", "http://a/b c", "http://a:b/"])
+@pytest.mark.parametrize(
+    "url", ["127.0.0.1:8080/rocketchat", "ftp://a/b", "http:///b", "http://a/b c", "http://a:b/", f"http://{'a' * 64}/"]
+)
 def test_a_url_that_is_not_absolute_is_refused(url: str) -> None:
-    with pytest.raises(ValueError, match="URL|Port"):
+    with pytest.raises(ValueError, match=r"URL|Port"):
         RocketChat(url, "t")
 
 
@@ -142,7 +144,7 @@ def test_each_version_has_its_rule(version: str, rule: Rule) -> None:
 
 @pytest.mark.parametrize("version", ["", "latest", "9.x", "9.0.0.0"])
 def test_what_is_no_version_is_refused(version: str) -> None:
-    with pytest.raises(ValueError, match="not a version of Rocket.Chat"):
+    with pytest.raises(ValueError, match="not a version of Rocket"):
         rule_of(version)
 
 
@@ -239,15 +241,15 @@ async def test_without_retry_there_is_one_try() -> None:
 
 async def test_an_answer_that_does_not_come_is_a_timeout_and_retried() -> None:
     async with Peer(NEVER, answer(200)).listening() as peer:
-        outcome = await RocketChat(peer.url, "t", timeout=0.1, gap=0).deliver(BODY)
+        outcome = await RocketChat(peer.url, "t", timeout=0.2, gap=0).deliver(BODY)
 
     assert [attempt.error for attempt in outcome.attempts] == ["timeout", None]
-    assert outcome.attempts[0].seconds >= 0.1
+    assert outcome.attempts[0].seconds >= 0.2
 
 
 async def test_the_timeout_covers_the_body_of_the_answer() -> None:
     async with Peer(CUT_OFF, stalls=True).listening() as peer:
-        outcome = await RocketChat(peer.url, "t", timeout=0.1, gap=0).deliver(BODY)
+        outcome = await RocketChat(peer.url, "t", timeout=0.2, gap=0).deliver(BODY)
 
     assert [(attempt.status, attempt.error) for attempt in outcome.attempts] == [(200, "timeout")] * 5
     assert not outcome.delivered
@@ -257,7 +259,7 @@ async def test_the_timeout_covers_the_body_of_the_answer() -> None:
 @pytest.mark.parametrize("version", ["6.2.0", "6.4.2", "6.13.0"])
 async def test_a_broken_body_after_200_is_not_retried_by_6_2_to_7_10(version: str, stalls: bool) -> None:
     async with Peer(CUT_OFF, stalls=stalls).listening() as peer:
-        outcome = await RocketChat(peer.url, "t", version=version, timeout=0.1, gap=0).deliver(BODY)
+        outcome = await RocketChat(peer.url, "t", version=version, timeout=0.2, gap=0).deliver(BODY)
 
     assert (len(outcome.attempts), outcome.delivered) == (1, True)
     assert outcome.error == ("timeout" if stalls else "answer cut off")
@@ -331,6 +333,19 @@ async def test_an_early_answer_is_seen_before_the_body_is_out() -> None:
     assert (len(outcome.attempts), outcome.status, outcome.error) == (1, 401, None)
 
 
+async def test_what_does_not_speak_tls_is_an_error() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(answer(400))
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        outcome = await RocketChat(url, "t", retry=False).deliver(BODY)
+
+    assert str(outcome.error).startswith("TLS: ")
+
+
 # --- The load
 
 
@@ -382,11 +397,11 @@ async def test_a_load_keeps_each_chat_in_order_and_counts_what_the_server_saw() 
 async def test_a_load_keeps_its_pace_while_one_chat_waits_for_its_retry() -> None:
     async with Peer(answer(503), answer(200)).listening() as peer:
         tally = Tally()
-        player = RocketChat(peer.url, "t", gap=0.5, on_attempt=tally.attempt)
+        player = RocketChat(peer.url, "t", gap=1, on_attempt=tally.attempt)
         await play(player, tally, chats=4, rate=100, duration=1)
 
-    assert 90 <= tally.events <= 100
-    assert tally.delivered == tally.events
+    assert tally.behind < 0.5
+    assert tally.delivered == tally.events <= 100
     assert tally.retries == 1
 
 
@@ -396,7 +411,7 @@ async def test_a_load_that_finds_every_chat_waiting_says_how_far_it_fell_behind(
         player = RocketChat(peer.url, "t", gap=0.3, on_attempt=tally.attempt)
         await play(player, tally, chats=1, rate=100, duration=0.5)
 
-    assert 0.2 < tally.behind
+    assert tally.behind > 0.2
     assert tally.delivered == tally.events
 
 
@@ -413,7 +428,7 @@ async def test_the_end_of_a_load_does_not_wait_for_ever() -> None:
     async with Peer(NEVER).listening() as peer:
         tally = Tally()
         player = RocketChat(peer.url, "t", version="6.1", timeout=0.01, gap=0, on_attempt=tally.attempt)
-        await asyncio.wait_for(play(player, tally, chats=3, rate=100, duration=0.1), timeout=30)
+        await asyncio.wait_for(play(player, tally, chats=3, rate=100, duration=0.5), timeout=30)
 
     assert (tally.events, tally.attempts, tally.as_dict()["unfinished"]) == (3, 0, 3)
 
@@ -485,7 +500,7 @@ async def test_a_load_of_chats_prints_its_summary_as_json(capsys: pytest.Capture
 
     told = json.loads(capsys.readouterr().out)
     assert told["events"] == told["delivered"] == told["answers"]["200"] == len(peer.bodies)
-    assert 20 <= told["events"] <= 25
+    assert 10 <= told["events"] <= 25
 
 
 async def test_an_event_that_is_not_delivered_is_exit_code_1(
@@ -569,6 +584,7 @@ async def test_the_token_is_the_flag_or_the_first_of_the_settings(
     variable: str | None,
     file: str | None,
     sent: bytes | None,
+    *,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
