@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 T ?= tests
 
-.PHONY: run test check format bench lock clean
+.PHONY: run test check format docs bench lock clean
 
 run: $(READY)
 	@$(BIN)/relay dev --play
@@ -21,6 +21,9 @@ check: $(READY)
 format: $(READY)
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/ruff check --fix --quiet .
+
+docs: $(READY)
+	@$(BIN)/python tests/docs.py
 
 bench: $(READY)
 	@$(BIN)/python -m tests.bench

@@ -71,7 +71,7 @@ class Spool:
         self._waiting_bytes = 0
         self._waiting: dict[bytes, _Commit] = {}
         self._gathering: _Commit | None = None
-        self._writing = False
+        self._writing = self._handing_over = False
         self._failed = False
         self._filling = False
         self._published: int | None = None
@@ -267,12 +267,14 @@ class Spool:
         commit = self._gathering
         if commit is None:
             commit = self._gathering = _Commit()
-        if hand_over and not self._writing:
+        if hand_over and not self._writing and not self._handing_over:
             # Soon: so that all that arrived in this turn of the loop share one fsync.
+            self._handing_over = True
             self._loop.call_soon(self._hand_over)
         return commit
 
     def _hand_over(self) -> None:
+        self._handing_over = False
         commit = self._gathering
         if self._writing or commit is None:
             return

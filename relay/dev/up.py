@@ -20,7 +20,7 @@ from relay.dev import tail
 from relay.dev.chats import conversation
 from relay.dev.download import console_progress
 from relay.dev.kafka import LocalKafka
-from relay.dev.send import RocketChat
+from relay.dev.rocketchat import RocketChat
 from relay.errors import RelayError
 from relay.ingress import PATH
 from relay.record import Topics

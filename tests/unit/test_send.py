@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from relay.dev.send import RULES, Attempt, RocketChat, Rule, Tally, add_arguments, play, rule_of, run
+from relay.dev.rocketchat import RULES, Attempt, RocketChat, Rule, rule_of
+from relay.dev.send import Tally, add_arguments, play, run
 
 BODY = '{"_id":"8qTgXo3LmZrK5wYcN","label":"Zoë"}'.encode()
 NEVER = b""
@@ -117,7 +118,7 @@ async def test_credentials_and_query_of_the_url_are_sent() -> None:
     "url", ["127.0.0.1:8080/rocketchat", "ftp://a/b", "http:///b", "http://a/b c", "http://a:b/", f"http://{'a' * 64}/"]
 )
 def test_a_url_that_is_not_absolute_is_refused(url: str) -> None:
-    with pytest.raises(ValueError, match=r"URL|Port"):
+    with pytest.raises(ValueError, match=r"URL|Port|label"):
         RocketChat(url, "t")
 
 
