@@ -5,7 +5,8 @@ from typing import Any
 
 import orjson
 
-from relay.event import DeadLetterReason, Event
+from relay.dedupe import DIGEST_BYTES
+from relay.event import DeadLetterReason, Event, event_type
 
 #: An event with its sequence.
 Entry = tuple[int, Event]
@@ -67,3 +68,12 @@ def decode(events: str, bodies: bytes) -> Iterator[Entry]:
                 bodies[offset : offset + size],
             ),
         )
+
+
+def digests(events: str) -> bytes:
+    """What the dedupe memory keeps of a row's events: those of types that never repeat byte for byte."""
+    return b"".join(
+        bytes.fromhex(fields[4])[:DIGEST_BYTES]
+        for fields in orjson.loads(events)
+        if not event_type(fields[2]).repeatable
+    )

@@ -3,7 +3,7 @@ Which deliveries are retries of Rocket.Chat's own.
 
 It sends no delivery id; a retry equals its first try byte for byte, and comes within minutes. Most event types never
 repeat for real, so an equal body is a retry. The three `repeatable` types may: of these a repeat is a retry only if no
-answer for it got out in time. Knows no clock: every time is given, in milliseconds.
+answer for it got out in time. Knows no clock: every time is given, in milliseconds, and must not run backwards.
 """
 
 from collections import deque
@@ -29,6 +29,11 @@ class Repeat:
     occurrence: int
     #: Whether an answer got out in time, so that the next one is no retry.
     answered: bool
+
+
+def new_repeat(event: Event, now: int) -> Repeat:
+    """What is remembered of *event* when it has just been accepted."""
+    return Repeat(now, event.occurrence, answered=False)
 
 
 class _Slice:
@@ -62,18 +67,21 @@ class DedupeMemory:
         self._slices: deque[_Slice] = deque()
         self._repeats: dict[bytes, Repeat] = {}
 
-    def restore(self, digests: Iterable[tuple[int, bytes]], repeats: Mapping[bytes, Repeat]) -> None:
+    def restore(self, digests: Iterable[tuple[int, bytes]], repeats: Mapping[bytes, Repeat], now: int) -> None:
         """Takes up what a former run remembered: when accepted, and the digests, DIGEST_BYTES each."""
         for accepted_at, joined in digests:
             for start in range(0, len(joined), DIGEST_BYTES):
-                self._add(joined[start : start + DIGEST_BYTES], accepted_at)
+                # That run's clock may have been ahead of this one's.
+                self._add(joined[start : start + DIGEST_BYTES], min(accepted_at, now))
+        for repeat in repeats.values():
+            repeat.accepted_at = min(repeat.accepted_at, now)
         self._repeats.update(sorted(repeats.items(), key=lambda item: item[1].accepted_at))
 
-    def recognises(self, event: Event) -> bool:
+    def recognises(self, event: Event, now: int) -> bool:
         """Whether *event* is a retry of one that was accepted."""
         if not self.window:
             return False
-        oldest = event.received_at - self.window
+        oldest = now - self.window
         if event.repeatable:
             repeat = self._repeats.get(event.digest)
             return repeat is not None and not repeat.answered and repeat.accepted_at > oldest
@@ -84,35 +92,22 @@ class DedupeMemory:
                 return True
         return False
 
-    def occurrence(self, event: Event) -> int:
+    def occurrence(self, event: Event, now: int) -> int:
         """The how-manieth event with this body within the window *event* would be."""
         repeat = self._repeats.get(event.digest)
-        if repeat is None or repeat.accepted_at <= event.received_at - self.window:
+        if repeat is None or repeat.accepted_at <= now - self.window:
             return 1
         return repeat.occurrence + 1
 
-    def to_store(self, events: Iterable[Event]) -> tuple[bytes, dict[bytes, Repeat]]:
-        """What `restore` needs of *events*: joined digests, and the repeats."""
-        if not self.window:
-            return b"", {}
-        digests: list[bytes] = []
-        repeats: dict[bytes, Repeat] = {}
-        for event in events:
-            if event.repeatable:
-                repeats[event.digest] = Repeat(event.received_at, event.occurrence, answered=False)
-            else:
-                digests.append(event.digest[:DIGEST_BYTES])
-        return b"".join(digests), repeats
-
-    def accepted(self, event: Event) -> None:
+    def accepted(self, event: Event, now: int) -> None:
         """Remembers *event*, now that it is durable."""
         if not self.window:
             return
         if event.repeatable:
             self._repeats.pop(event.digest, None)  # To the end: forget() relies on the order.
-            self._repeats[event.digest] = Repeat(event.received_at, event.occurrence, answered=False)
+            self._repeats[event.digest] = new_repeat(event, now)
         else:
-            self._add(event.digest[:DIGEST_BYTES], event.received_at)
+            self._add(event.digest[:DIGEST_BYTES], now)
 
     def answered(self, event: Event) -> Repeat | None:
         """Notes that an answer for *event* got out in time; returns what is to be stored, if that is news."""

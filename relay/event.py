@@ -40,31 +40,34 @@ class DeadLetterReason(StrEnum):
     REJECTED_BY_KAFKA = "rejected_by_kafka"
 
 
-def _field(*path: str | int) -> Callable[[Payload], object]:
-    def read(payload: Payload) -> object:
-        value: Any = payload
-        try:
-            for step in path:
-                value = value[step]
-        except (KeyError, IndexError, TypeError):
-            return None
-        return value
-
-    return read
-
-
 def _nothing(_: Payload) -> object:
     return None
 
 
-def _message_time(payload: Payload) -> object:
-    # An edit sends the same message again; `lastMessageAt` is the time of the message before this one.
-    return _field("messages", 0, "editedAt")(payload) or _field("messages", 0, "ts")(payload)
+def _member(name: str) -> Callable[[Payload], object]:
+    return lambda payload: payload.get(name)
+
+
+def _inner(payload: Payload, outer: str, name: str) -> object:
+    inner = payload.get(outer)
+    return inner.get(name) if isinstance(inner, dict) else None
+
+
+def _served_time(payload: Payload) -> object:
+    return _inner(payload, "servedBy", "ts")
 
 
 def _forward_time(payload: Payload) -> object:
     # A forward to a department leaves `servedBy` as it was: its time is that of an earlier event.
-    return _field("servedBy", "ts")(payload) if "oldServedBy" in payload else None
+    return _served_time(payload) if "oldServedBy" in payload else None
+
+
+def _message_time(payload: Payload) -> object:
+    messages = payload.get("messages")
+    if not isinstance(messages, list) or not messages or not isinstance(messages[0], dict):
+        return None
+    # An edit sends the same message again; `lastMessageAt` is the time of the message before this one.
+    return messages[0].get("editedAt") or messages[0].get("ts")
 
 
 class EventType(NamedTuple):
@@ -88,15 +91,15 @@ OFFLINE_MESSAGE = "LivechatOfflineMessage"
 EVENT_TYPES: Mapping[str, EventType] = {
     event_type.name: event_type
     for event_type in (
-        EventType("LivechatSessionStart", CE_TYPE_PREFIX + "session.started", _field("createdAt")),
+        EventType("LivechatSessionStart", CE_TYPE_PREFIX + "session.started", _member("createdAt")),
         EventType("LivechatSessionQueued", CE_TYPE_PREFIX + "session.queued", repeatable=True),
-        EventType("LivechatSessionTaken", CE_TYPE_PREFIX + "session.taken", _field("servedBy", "ts")),
+        EventType("LivechatSessionTaken", CE_TYPE_PREFIX + "session.taken", _served_time),
         EventType("LivechatSessionForwarded", CE_TYPE_PREFIX + "session.forwarded", _forward_time),
-        EventType("LivechatSession", CE_TYPE_PREFIX + "session.closed", _field("closedAt")),
+        EventType("LivechatSession", CE_TYPE_PREFIX + "session.closed", _member("closedAt")),
         EventType("LivechatEdit", CE_TYPE_PREFIX + "session.edited", repeatable=True),
         EventType("Message", CE_TYPE_PREFIX + "message.saved", _message_time),
         EventType("LeadCapture", CE_TYPE_PREFIX + "lead.captured", repeatable=True),
-        EventType(OFFLINE_MESSAGE, CE_TYPE_PREFIX + "offline-message.left", _field("sentAt")),
+        EventType(OFFLINE_MESSAGE, CE_TYPE_PREFIX + "offline-message.left", _member("sentAt")),
     )
 }
 _UNKNOWN = EventType(UNKNOWN_TYPE, CE_TYPE_PREFIX + UNKNOWN_TYPE)
@@ -209,7 +212,7 @@ class Event(NamedTuple):
 
 def _key(kind: EventType, payload: Payload) -> str | None:
     if kind.name == OFFLINE_MESSAGE:
-        email = _field("visitor", "email")(payload)
+        email = _inner(payload, "visitor", "email")
         key = f"offline:{email.lower()}" if isinstance(email, str) and email else None
     else:
         chat = payload.get("_id")

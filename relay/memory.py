@@ -58,10 +58,11 @@ class MemoryQueue:
         """
         known = self._waiting.get(event.digest) if self._dedupe.window else None
         if known is None:
-            if self._dedupe.recognises(event):
+            now = _steady_now()
+            if self._dedupe.recognises(event, now):
                 return False
-            self._dedupe.forget(event.received_at)
-            event = event._replace(occurrence=self._dedupe.occurrence(event) if event.repeatable else 1)
+            self._dedupe.forget(now)
+            event = event._replace(occurrence=self._dedupe.occurrence(event, now) if event.repeatable else 1)
             self._waiting[event.digest] = asyncio.get_running_loop().create_future()
             entry = (self._next, event)
             self._next += 1
@@ -111,7 +112,7 @@ class MemoryQueue:
                     future.set_exception(KafkaUnavailable(self.dead[number]))
                     future.exception()
                 continue
-            self._dedupe.accepted(event)
+            self._dedupe.accepted(event, _steady_now())
             if future and not future.done():
                 future.set_result(None)
         asyncio.ensure_future(self._notify())  # noqa: RUF006 - it has nothing to wait for
@@ -139,3 +140,7 @@ class MemoryQueue:
     async def _notify(self) -> None:
         async with self._changed:
             self._changed.notify_all()
+
+
+def _steady_now() -> int:
+    return round(time.monotonic() * 1000)

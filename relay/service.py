@@ -6,6 +6,7 @@ looked for. Stop: refuse new deliveries, let those under way finish, wait for th
 """
 
 import asyncio
+import gc
 import logging
 import signal
 import time
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two looks at the certificate's files.
 _CERTIFICATE_SECONDS = 10.0
+_GC_THRESHOLD = (20_000, 20, 20)
 #: Seconds for answers that are under way when the ports close.
 _FINISH_SECONDS = 5.0
 
@@ -92,6 +94,9 @@ class Service:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
+        # Nothing here makes reference cycles by the event: looking for them at the default pace costs 5 % of the CPU.
+        gc.freeze()
+        gc.set_threshold(*_GC_THRESHOLD)
         async with self._open_store() as store, self._publishing(store), self._listening(store):
             log.info(
                 "Serving deliveries on port %d, admin on port %d.",

@@ -10,6 +10,7 @@ CREATE TABLE spool (
 -- Events not known to be on Kafka, in order of sequence.
 CREATE TABLE batches (
   last_sequence INTEGER PRIMARY KEY,  -- of this batch
+  accepted_at   INTEGER NOT NULL,     -- for the dedupe memory: no retry is older than its first try
   received_at   INTEGER NOT NULL,     -- of its first event
   total_events  INTEGER NOT NULL,     -- ever stored, up to and including this batch: depth without counting rows
   events        TEXT NOT NULL,        -- JSON: one array an event, its places named by the view `events`
@@ -54,10 +55,11 @@ CREATE TABLE dead (
   error      TEXT NOT NULL
 ) STRICT;
 
--- Dedupe memory of the event types that never repeat byte for byte: 16 bytes of each event's digest.
+-- Dedupe memory of the event types that never repeat byte for byte: 16 bytes of each event's digest. Only of events
+-- that are no longer in batches; those tell it themselves.
 CREATE TABLE digests (
   last_sequence INTEGER PRIMARY KEY,
-  accepted_at   INTEGER NOT NULL,
+  accepted_at   INTEGER NOT NULL,  -- when they left batches: later than they were, which does no harm
   digests       BLOB NOT NULL
 ) STRICT;
 

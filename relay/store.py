@@ -10,6 +10,7 @@ import os
 import sqlite3
 import time
 import uuid
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -18,7 +19,7 @@ from typing import NamedTuple
 
 import orjson
 
-from relay.batch import Entry, decode, encode, rows
+from relay.batch import Entry, decode, digests, encode, rows
 from relay.dedupe import Repeat
 from relay.errors import SpoolFailed, SpoolFull, SpoolInUse, SpoolUnusable
 from relay.watermark import RUNS_NAMED, Run
@@ -27,8 +28,11 @@ FORMAT = 1
 PAGE_SIZE = 8192
 #: Beyond the limit, for what makes room again: trims, dead events, dedupe memory.
 HEADROOM_BYTES = 8 << 20
-#: How much of the file is given back to the file system in one transaction.
-_VACUUM_PAGES = 128
+#: How much of the file is given back to the file system after one transaction, with events and without.
+_VACUUM_PAGES, _IDLE_VACUUM_PAGES = 128, 1024
+#: For how many transactions the bytes in use are reckoned before they are asked for.
+_ESTIMATES = 32
+_INSERT = "INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?)"
 _FULL = 2
 
 
@@ -38,15 +42,22 @@ class Change:
 
     entries: list[Entry] = field(default_factory=list)
     total_events: int = 0
-    run: Run | None = None
-    #: Every event up to this sequence is on Kafka.
-    published: int | None = None
-    digests: bytes = b""
+    #: When, for the dedupe memory.
     accepted_at: int = 0
+    run: Run | None = None
+    #: Every event up to this sequence is on Kafka ...
+    published: int | None = None
+    #: ... and the dedupe memory of those that it is news of: joined digests.
+    digests: bytes = b""
     #: Dedupe memory accepted before this time (milliseconds since the epoch) is forgotten.
     forget_before: int | None = None
     repeats: dict[bytes, Repeat] = field(default_factory=dict)
     dead: list[tuple[Entry, str]] = field(default_factory=list)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether there is nothing in it but events."""
+        return not (self.run or self.repeats or self.dead) and self.published is None and self.forget_before is None
 
 
 class Contents(NamedTuple):
@@ -76,6 +87,8 @@ class Store:
         """
         self._path = path
         self._max_pages = (max_bytes + HEADROOM_BYTES) // PAGE_SIZE
+        self._used_bytes = self._estimates = 0
+        self._shrinkable = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = _own(path)
@@ -127,6 +140,7 @@ class Store:
         skipped = sum(sequence <= published for sequence, _ in decode(*first[1:])) if first else 0
         total_events = last[1] if last else published_events
         pages, free = self._pages(self._reader)
+        self._used_bytes = (pages - free) * PAGE_SIZE
         return Contents(
             identity=query("SELECT identity FROM spool").fetchone()[0],
             last_sequence=max(last[0], published) if last else published,
@@ -134,13 +148,22 @@ class Store:
             total_events=total_events,
             pending_events=total_events - published_events - skipped,
             oldest_received_at=first[0] if first else None,
-            used_bytes=(pages - free) * PAGE_SIZE,
+            used_bytes=self._used_bytes,
             runs=[Run(*row) for row in query("SELECT first_sequence, run FROM runs ORDER BY first_sequence")],
             dead=dict(query("SELECT sequence, error FROM dead").fetchall()),
-            digests=query(
-                "SELECT accepted_at, digests FROM digests WHERE accepted_at >= ? ORDER BY last_sequence",
-                (forget_before,),
-            ).fetchall(),
+            digests=[
+                *query(
+                    "SELECT accepted_at, digests FROM digests WHERE accepted_at >= ? ORDER BY last_sequence",
+                    (forget_before,),
+                ),
+                *(
+                    (accepted_at, digests(events))
+                    for accepted_at, events in query(
+                        "SELECT accepted_at, events FROM batches WHERE accepted_at >= ? ORDER BY last_sequence",
+                        (forget_before,),
+                    )
+                ),
+            ],
             repeats={
                 digest: Repeat(accepted_at, occurrence, bool(answered))
                 for digest, accepted_at, occurrence, answered in query(
@@ -170,18 +193,18 @@ class Store:
 
     def _write(self, connection: sqlite3.Connection, change: Change) -> int:
         execute = connection.execute
+        inserts = list(_inserts(change))
+        if len(inserts) == 1 and change.is_plain:
+            # The usual case: a statement alone is a transaction of its own.
+            execute(_INSERT, inserts[0])
+            self._used_bytes += len(inserts[0][-1]) + len(inserts[0][-2])
+            self._estimates += 1
+            return self._used_bytes if self._estimates < _ESTIMATES else self._tidy(connection, _VACUUM_PAGES)
         execute("BEGIN IMMEDIATE")
         if change.run:
             execute("INSERT INTO runs VALUES (?, ?)", change.run)
-        total = change.total_events - len(change.entries)
-        for row in rows(change.entries):
-            total += len(row)
-            execute(
-                "INSERT INTO batches VALUES (?, ?, ?, ?, ?)",
-                (row[-1][0], row[0][1].received_at, total, *encode(row)),
-            )
-        if change.digests:
-            execute("INSERT INTO digests VALUES (?, ?, ?)", (change.entries[-1][0], change.accepted_at, change.digests))
+        for insert in inserts:
+            execute(_INSERT, insert)
         for digest, repeat in change.repeats.items():
             execute(
                 "INSERT OR REPLACE INTO repeats VALUES (?, ?, ?, ?)",
@@ -197,15 +220,25 @@ class Store:
             )
         if change.published is not None:
             _trim(connection, change.published)
+            if change.digests:
+                execute("INSERT INTO digests VALUES (?, ?, ?)", (change.published, change.accepted_at, change.digests))
         execute("COMMIT")
-        return self._tidy(connection)
+        return self._tidy(connection, _VACUUM_PAGES if change.entries else _IDLE_VACUUM_PAGES)
 
-    def _tidy(self, connection: sqlite3.Connection) -> int:
+    @property
+    def shrinkable(self) -> bool:
+        """Whether a further `write` gives space back to the file system."""
+        return self._shrinkable
+
+    def _tidy(self, connection: sqlite3.Connection, vacuum_pages: int) -> int:
         pages, free = self._pages(connection)
-        if free > max(pages // 2, _VACUUM_PAGES):
-            # fetchall: the pragma frees one page a step.
-            connection.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
-        return (pages - free) * PAGE_SIZE
+        self._used_bytes = (pages - free) * PAGE_SIZE
+        self._estimates = 0
+        self._shrinkable = free > max(pages // 2, _VACUUM_PAGES)
+        if self._shrinkable:
+            # executescript: the pragma frees one page a step, and in Python 3.11 execute takes one step only.
+            connection.executescript(f"PRAGMA incremental_vacuum({vacuum_pages})")
+        return self._used_bytes
 
     @staticmethod
     def _pages(connection: sqlite3.Connection) -> tuple[int, int]:
@@ -279,6 +312,13 @@ def _create(connection: sqlite3.Connection) -> None:
     connection.executescript(f"BEGIN; {schema} PRAGMA user_version={FORMAT};")
     connection.execute("INSERT INTO spool VALUES (?, ?)", (str(uuid.uuid4()), _now()))
     connection.execute("COMMIT")
+
+
+def _inserts(change: Change) -> Iterator[tuple[int, int, int, int, str, bytes]]:
+    total = change.total_events - len(change.entries)
+    for row in rows(change.entries):
+        total += len(row)
+        yield row[-1][0], change.accepted_at, row[0][1].received_at, total, *encode(row)
 
 
 def _sync_directory(directory: Path) -> None:
