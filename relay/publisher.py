@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 MAX_EVENTS = 1000
 MAX_BYTES = 2 << 20
 #: Seconds between two commits under load: the fixed cost of a transaction is shared by what arrives meanwhile.
-INTERVAL = 0.15
+INTERVAL = 0.2
 #: Seconds after a commit in which the broker would make the next transaction wait anyway.
 REST = 0.02
 #: Seconds of backoff, with jitter, after the first error and at most.
@@ -98,6 +98,8 @@ class Publisher:
         self._hand: list[Entry] = []
         #: How many events the next cycle may hold: fewer while the one that the broker refuses is looked for.
         self._width = MAX_EVENTS
+        #: Whether the last cycle was full: the next one does not wait for more.
+        self._behind = False
         self._covered = 0
         self._committed_at = -INTERVAL
         self._fenced: deque[float] = deque(maxlen=_FENCED_TIMES + 1)
@@ -147,6 +149,8 @@ class Publisher:
         if not self._hand:
             await self._pace()
             self._hand = await self._source.take(MAX_EVENTS, MAX_BYTES)
+            size = sum(len(event.body) for _, event in self._hand)
+            self._behind = len(self._hand) >= MAX_EVENTS or size >= MAX_BYTES
             self._drop_covered()
         entries = self._hand[: self._width]
         if not entries:
@@ -178,7 +182,7 @@ class Publisher:
     async def _pace(self) -> None:
         await self._source.wait()
         rest = self._committed_at + INTERVAL - time.monotonic()
-        if rest > 0:
+        if rest > 0 and not self._behind:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(rest):
                     await self._source.wait(MAX_EVENTS)
