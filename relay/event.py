@@ -59,7 +59,7 @@ def _served_time(payload: Payload) -> object:
 
 def _forward_time(payload: Payload) -> object:
     # A forward to a department leaves `servedBy` as it was: its time is that of an earlier event.
-    return _served_time(payload) if "oldServedBy" in payload else None
+    return _served_time(payload) if payload.get("oldServedBy") else None
 
 
 def _message_time(payload: Payload) -> object:

@@ -74,7 +74,10 @@ class MemoryQueue:
         except TimeoutError:
             if known is None and entry in self._untaken:
                 self._untaken.remove(entry)
-                self._waiting.pop(event.digest).cancel()
+                future = self._waiting.pop(event.digest)
+                future.set_exception(KafkaUnavailable())
+                future.exception()  # Retrieved: a retry may wait for it, or nobody.
+                await self._notify()
             raise KafkaUnavailable from None
         return known is None
 

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 MEMORY_BYTES = 4 << 20
 #: Seconds from one commit to the next under load: its fixed cost, some 100 us of CPU, is shared by what arrives
 #: meanwhile. The first event after a pause does not wait.
-COMMIT_INTERVAL = 0.003
+COMMIT_INTERVAL = 0.002
 #: Seconds until what is published is trimmed, if no append comes by to do it.
 TRIM_SECONDS = 1.0
 #: Shares of the limit at which a filling spool is logged, and at which it counts as emptying again.

@@ -25,7 +25,7 @@ from relay.errors import SpoolFailed, SpoolFull, SpoolInUse, SpoolUnusable
 from relay.watermark import RUNS_NAMED, Run
 
 FORMAT = 1
-PAGE_SIZE = 8192
+PAGE_SIZE = 4096
 #: Beyond the limit, for what makes room again: trims, dead events, dedupe memory.
 HEADROOM_BYTES = 8 << 20
 #: How much of the file is given back to the file system after one transaction, with events and without.

@@ -23,6 +23,8 @@ class Certificate:
             stamp = self._stamp_now()
             if stamp == self._stamp:
                 return
+            # Elsewhere first: a certificate without its key, as while the two are replaced, would break the context.
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(*self._files)
             self.context.load_cert_chain(*self._files)
             self._stamp = stamp
         except OSError as error:

