@@ -50,6 +50,7 @@ class Tokens:
         self._clock = clock
         self._decoy = secrets.token_urlsafe(32).encode()
         self._stamp: object = None
+        self._fault = ""
         self._looked_at = clock()
         self._load()
 
@@ -87,10 +88,14 @@ class Tokens:
         try:
             self._load()
         except (OSError, ValueError) as error:
-            log.error(  # noqa: TRY400 - the reason is enough
-                "The tokens stay as they were: %s", error, extra={"action": "tokens_unreadable"}
-            )
+            self._stamp = None  # It is looked at again, also if nothing but a right changes.
+            if str(error) != self._fault:
+                self._fault = str(error)
+                log.error(  # noqa: TRY400 - the reason is enough
+                    "The tokens stay as they were: %s", error, extra={"action": "tokens_unreadable"}
+                )
         else:
+            self._fault = ""
             log.info("The tokens were read again.", extra={"action": "tokens_reloaded"})
 
     def _load(self) -> None:

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import secrets
+import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from importlib import import_module
@@ -95,6 +96,8 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
 
 
 def _serve(_: argparse.Namespace) -> int:
+    # Until the service listens for it: the first process of a container ignores what it has no handler for.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(DONE))
     import uvloop  # noqa: PLC0415
 
     from relay import logs  # noqa: PLC0415

@@ -17,9 +17,13 @@ from relay.redact import Redaction
 
 PREFIX = "RELAY_"
 _MASK = "********"
+_MOST_SECONDS = 30 * 86400
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
-# What Kubernetes puts into the environment for a Service that is called "relay": not settings, and not the user's.
-_SERVICE_LINK = re.compile(r"RELAY_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)?)")
+# What Kubernetes puts into the environment for Services called "relay" or "relay-admin": not settings, not the user's.
+_SERVICE_LINK = re.compile(
+    r"RELAY_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)=.*|RELAY_(\w+_)?PORT=(tcp|udp)://.*",
+    re.DOTALL,
+)
 _PARTS_OF_A_TOPIC = re.compile(r"\{(type|workspace)\}")
 
 
@@ -56,8 +60,8 @@ def _integer(least: int, most: int | None = None) -> Callable[[str], int]:
 
 
 def _seconds(text: str) -> float:
-    if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text):
-        raise ValueError("must be a number of seconds, 0 or more")
+    if not re.fullmatch(r"\d{1,7}(\.\d{1,9})?", text) or float(text) > _MOST_SECONDS:
+        raise ValueError(f"must be a number of seconds from 0 to {_MOST_SECONDS}")
     return float(text)
 
 
@@ -205,6 +209,7 @@ class Settings:
 
         Raises: SettingsInvalid, with every problem there is.
         """
+        environ = {name: value for name, value in environ.items() if not _SERVICE_LINK.fullmatch(f"{name}={value}")}
         problems = list(_unknown(environ))
         values: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
@@ -278,10 +283,13 @@ def _value(field: "dataclasses.Field[Any]", environ: Mapping[str, str]) -> Any:
         if text and path:
             raise ValueError(f"set it or {name}_FILE, not both")
         if path:
-            secret = Secret(path=_file(path))
-            if not secret.read():
-                raise ValueError(f"the file of {name}_FILE is empty")
-            return secret
+            try:
+                secret = Secret(path=_file(path))
+                if secret.read():
+                    return secret
+            except (OSError, ValueError) as error:
+                raise ValueError(f"by {name}_FILE: {error}") from None
+            raise ValueError(f"by {name}_FILE: {path} is empty")
         return Secret(text) if text else None
     # An empty variable is how a template leaves a setting out.
     text = text or metadata["default"]
@@ -292,7 +300,7 @@ def _unknown(environ: Mapping[str, str]) -> Iterable[str]:
     known = {variable(field.name) for field in dataclasses.fields(Settings)}
     known |= {f"{variable(field.name)}_FILE" for field in dataclasses.fields(Settings) if field.metadata["secret"]}
     for name in sorted(environ):
-        if name.startswith(PREFIX) and name not in known and not _SERVICE_LINK.fullmatch(name):
+        if name.startswith(PREFIX) and name not in known:
             near = difflib.get_close_matches(name, known, 1)
             yield f"{name}: there is no such setting{f'; {near[0]} is meant?' if near else '.'}"
 

@@ -16,7 +16,6 @@ from typing import Any, Protocol
 import orjson
 from aiohttp import ClientPayloadError, HttpVersion11, StreamReader, hdrs, web
 from aiohttp.web_protocol import RequestHandler
-from multidict import istr
 
 from relay.auth import Tokens
 from relay.errors import (
@@ -37,7 +36,7 @@ from relay.redact import Redaction
 log = logging.getLogger(__name__)
 
 PATH = "/rocketchat"
-TOKEN_HEADER = istr("X-RocketChat-Livechat-Token")
+TOKEN_HEADER = "X-RocketChat-Livechat-Token"  # noqa: S105
 #: Seconds after which Rocket.Chat gives an answer up, by default.
 SENDER_PATIENCE = 5.0
 RETRY_AFTER = "5"

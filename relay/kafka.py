@@ -13,10 +13,10 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Collection, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
 
 from relay.cluster import (
     PARTITIONS,
@@ -232,7 +232,6 @@ class Producer:
         if producer is None:
             return
         producer._closed = True  # noqa: SLF001
-        producer._message_accumulator.fail_all(KafkaError("closed"))  # noqa: SLF001
         client, sender = producer.client, producer._sender.sender_task  # noqa: SLF001
         for connection in list(client._conns.values()):  # noqa: SLF001
             connection.close()
@@ -243,9 +242,12 @@ class Producer:
         client._sync_task = None  # noqa: SLF001
         for connection in list(client._conns.values()):  # noqa: SLF001
             connection.close()
-        for future in self._futures:
+        batches = producer._message_accumulator  # noqa: SLF001
+        left = [*batches._pending_batches, *chain.from_iterable(batches._batches.values())]  # noqa: SLF001
+        waiters = [waiter for batch in left for waiter in (batch.future, batch._drain_waiter)]  # noqa: SLF001
+        for future in (*self._futures, *waiters):
             if future.done() and not future.cancelled():
-                future.exception()
+                future.exception()  # Retrieved: nobody else will, and asyncio would complain.
 
 
 async def _end(task: asyncio.Task[None] | None) -> None:

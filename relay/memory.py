@@ -29,7 +29,9 @@ class MemoryQueue:
         self._dedupe = DedupeMemory(round(dedupe_seconds * 1000))
         self._runs = [Run(1, self.identity)]
         self._next = 1
-        self._waiting: dict[bytes, asyncio.Future[None]] = {}
+        #: By sequence; and which sequence a digest has that is on its way.
+        self._waiting: dict[int, asyncio.Future[None]] = {}
+        self._sequences: dict[bytes, int] = {}
         self._untaken: deque[Entry] = deque()
         self._taken: deque[Entry] = deque()
         self._changed = asyncio.Condition()
@@ -56,30 +58,41 @@ class MemoryQueue:
 
         Raises: KafkaUnavailable.
         """
-        known = self._waiting.get(event.digest) if self._dedupe.window else None
+        known = self._sequences.get(event.digest) if self._dedupe.window else None
         if known is None:
             now = _steady_now()
             if self._dedupe.recognises(event, now):
                 return False
             self._dedupe.forget(now)
             event = event._replace(occurrence=self._dedupe.occurrence(event, now) if event.repeatable else 1)
-            self._waiting[event.digest] = asyncio.get_running_loop().create_future()
             entry = (self._next, event)
             self._next += 1
+            self._waiting[entry[0]] = asyncio.get_running_loop().create_future()
+            self._sequences[event.digest] = entry[0]
             self._untaken.append(entry)
             await self._notify()
         try:
             async with asyncio.timeout(ACK_TIMEOUT):
-                await asyncio.shield(known or self._waiting[event.digest])
+                await asyncio.shield(self._waiting[entry[0] if known is None else known])
         except TimeoutError:
             if known is None and entry in self._untaken:
                 self._untaken.remove(entry)
-                future = self._waiting.pop(event.digest)
-                future.set_exception(KafkaUnavailable())
-                future.exception()  # Retrieved: a retry may wait for it, or nobody.
+                self._settle(entry, KafkaUnavailable())
                 await self._notify()
             raise KafkaUnavailable from None
         return known is None
+
+    def _settle(self, entry: Entry, error: RelayError | None = None) -> None:
+        sequence, event = entry
+        future = self._waiting.pop(sequence)
+        if self._sequences.get(event.digest) == sequence:
+            del self._sequences[event.digest]
+        if error is None:
+            self._dedupe.accepted(event, _steady_now())
+            future.set_result(None)
+        else:
+            future.set_exception(error)
+            future.exception()  # Retrieved: a retry may wait for it, or nobody.
 
     def answered(self, event: Event) -> None:
         """Notes that the sender has its answer for *event* in time: an equal body is no retry from now on."""
@@ -108,16 +121,9 @@ class MemoryQueue:
     def published(self, sequence: int) -> None:
         """Every event up to *sequence* is on Kafka: their handlers may answer."""
         while self._taken and self._taken[0][0] <= sequence:
-            number, event = self._taken.popleft()
-            future = self._waiting.pop(event.digest, None)
-            if number in self.dead:
-                if future and not future.done():
-                    future.set_exception(KafkaUnavailable(self.dead[number]))
-                    future.exception()
-                continue
-            self._dedupe.accepted(event, _steady_now())
-            if future and not future.done():
-                future.set_result(None)
+            entry = self._taken.popleft()
+            error = self.dead.get(entry[0])
+            self._settle(entry, None if error is None else KafkaUnavailable(error))
         asyncio.ensure_future(self._notify())  # noqa: RUF006 - it has nothing to wait for
 
     async def bury(self, entry: Entry, error: str) -> None:

@@ -108,6 +108,7 @@ class Publisher:
         self.started = asyncio.Event()
         #: What keeps the events from Kafka, or none.
         self.last_error: str | None = "not connected yet"
+        self._last_label = ""
 
     @property
     def connected(self) -> bool:
@@ -127,8 +128,12 @@ class Publisher:
     async def _publish_with(self, producer: Producer) -> None:
         try:
             await self._start(producer)
-            while not producer.spent:
-                await self._cycle(producer)
+            try:
+                while not producer.spent:
+                    await self._cycle(producer)
+            except RelayError:
+                self._metrics.producer_restarts.inc()
+                raise
         finally:
             await producer.close()
 
@@ -161,9 +166,10 @@ class Publisher:
             await producer.publish(records, self._source.watermark(entries[-1][0]))
         except RecordsRefused as error:
             await producer.close()
+            self._width = max(1, len(entries) // 2)
             if len(entries) == 1:
                 await self._judge(entries[0], error)
-            self._width = max(1, len(entries) // 2)
+                self._width = MAX_EVENTS
             raise
         self._committed_at = time.monotonic()
         self._failures = 0
@@ -214,20 +220,20 @@ class Publisher:
 
     async def _back_off(self, error: KafkaLost) -> None:
         self._metrics.publish_failed(error)
-        self._metrics.producer_restarts.inc()
-        self._metrics.kafka_connected.set(0)
         if not isinstance(error, RecordsRefused):
-            if self.connected or str(error) != self.last_error:
+            self._metrics.kafka_connected.set(0)
+            if self.connected or error.label != self._last_label:
                 log.warning(
                     "Kafka is lost, events wait in the spool: %s",
                     error,
                     extra={"action": "kafka_lost", "error": error.label},
                 )
-            self.last_error = str(error)
+            self.last_error, self._last_label = str(error), error.label
+            self._failures = min(self._failures + 1, 10)
         if isinstance(error, Fenced):
             self._note_fenced()
-        limit = min(MAX_BACKOFF, FIRST_BACKOFF * 2**self._failures)
-        self._failures = min(self._failures + 1, 10)
+        # One after the other while the refused record is looked for: Kafka itself is well.
+        limit = min(MAX_BACKOFF, FIRST_BACKOFF * 2 ** max(0, self._failures - 1))
         await asyncio.sleep(random.uniform(limit / 2, limit))  # noqa: S311
 
     def _note_fenced(self) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 
 import orjson
 
+from relay.errors import BadJson
+
 REDACTED = "[redacted]"
 
 
@@ -20,13 +22,20 @@ class Redaction:
         return bool(self._paths)
 
     def apply(self, payload: dict[str, Any]) -> bytes:
-        """The body of *payload* with the named values replaced; *payload* itself is changed too."""
+        """
+        The body of *payload* with the named values replaced; *payload* itself is changed too.
+
+        Raises: BadJson for a number that cannot be written again.
+        """
         for path in self._paths:
             _replace(payload, path)
         try:
             return orjson.dumps(payload)
         except TypeError:  # Lone surrogates and integers beyond 64 bits: JSON, but not for orjson.
-            return json.dumps(payload, separators=(",", ":")).encode()
+            try:
+                return json.dumps(payload, separators=(",", ":"), allow_nan=False).encode()
+            except ValueError as error:
+                raise BadJson("The body holds a number that is too large.") from error
 
 
 def _parse(pointer: str) -> list[str]:

@@ -152,10 +152,8 @@ class Spool:
         if self._failed:
             try:
                 await self._gather()
-            except SpoolFailed as error:
+            except (SpoolFailed, SpoolFull) as error:
                 return error
-            except SpoolFull:
-                pass
         return SpoolFull() if self._used_bytes >= self._max_bytes else None
 
     # --- For the publisher. ---

@@ -6,12 +6,13 @@ or raises and has changed nothing. Everything here blocks; spool.py calls it fro
 """
 
 import fcntl
+import logging
 import os
 import sqlite3
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -24,12 +25,14 @@ from relay.dedupe import Repeat
 from relay.errors import SpoolFailed, SpoolFull, SpoolInUse, SpoolUnusable
 from relay.watermark import RUNS_NAMED, Run
 
+log = logging.getLogger(__name__)
+
 FORMAT = 1
 PAGE_SIZE = 4096
 #: Beyond the limit, for what makes room again: trims, dead events, dedupe memory.
 HEADROOM_BYTES = 8 << 20
 #: How much of the file is given back to the file system after one transaction, with events and without.
-_VACUUM_PAGES, _IDLE_VACUUM_PAGES = 128, 1024
+_VACUUM_BYTES, _IDLE_VACUUM_BYTES = 1 << 20, 8 << 20
 #: For how many transactions the bytes in use are reckoned before they are asked for.
 _ESTIMATES = 32
 _INSERT = "INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?)"
@@ -56,8 +59,13 @@ class Change:
 
     @property
     def is_plain(self) -> bool:
-        """Whether there is nothing in it but events."""
-        return not (self.run or self.repeats or self.dead) and self.published is None and self.forget_before is None
+        """Whether there are events in it and nothing else."""
+        return (
+            bool(self.entries)
+            and not (self.run or self.repeats or self.dead)
+            and self.published is None
+            and self.forget_before is None
+        )
 
 
 class Contents(NamedTuple):
@@ -91,10 +99,15 @@ class Store:
         self._shrinkable = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = _own(path)
-            self._writer: sqlite3.Connection | None = self._connect()
-            self._reader = self._connect()
-            _sync_directory(path.parent)
+            with ExitStack() as undo:
+                self._lock = _own(path)
+                # Made here, or SQLite would let everybody read what customers write; its other files follow suit.
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+                undo.callback(os.close, self._lock)
+                self._writer: sqlite3.Connection | None = undo.enter_context(closing(self._connect()))
+                self._reader = undo.enter_context(closing(self._connect()))
+                _sync_directory(path.parent)
+                undo.pop_all()
         except (OSError, sqlite3.Error) as error:
             raise SpoolUnusable(f"The spool {path} cannot be opened: {error}.") from error
 
@@ -182,7 +195,7 @@ class Store:
         try:
             if self._writer is None:
                 self._writer = self._connect()
-            return self._write(self._writer, change)
+            self._write(self._writer, change)
         except sqlite3.Error as error:
             self._give_up_writer()
             if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
@@ -190,17 +203,25 @@ class Store:
             raise SpoolFailed(f"The spool {self._path} cannot be written: {error}.") from error
         except SpoolUnusable as error:
             raise SpoolFailed(str(error)) from error
+        try:
+            self._tidy(self._writer, change)
+        except sqlite3.Error as error:
+            # The change is durable, whatever becomes of this.
+            log.warning("The spool could not be made smaller: %s", error, extra={"action": "spool_vacuum_failed"})
+            self._give_up_writer()
+        return self._used_bytes
 
-    def _write(self, connection: sqlite3.Connection, change: Change) -> int:
+    def _write(self, connection: sqlite3.Connection, change: Change) -> None:
         execute = connection.execute
         inserts = list(_inserts(change))
         if len(inserts) == 1 and change.is_plain:
             # The usual case: a statement alone is a transaction of its own.
             execute(_INSERT, inserts[0])
-            self._used_bytes += len(inserts[0][-1]) + len(inserts[0][-2])
-            self._estimates += 1
-            return self._used_bytes if self._estimates < _ESTIMATES else self._tidy(connection, _VACUUM_PAGES)
+            return
         execute("BEGIN IMMEDIATE")
+        if not inserts and change.published is None:
+            # An empty transaction writes nothing, and so would not show that nothing can be written.
+            execute("UPDATE published SET sequence = sequence")
         if change.run:
             execute("INSERT INTO runs VALUES (?, ?)", change.run)
         for insert in inserts:
@@ -223,22 +244,25 @@ class Store:
             if change.digests:
                 execute("INSERT INTO digests VALUES (?, ?, ?)", (change.published, change.accepted_at, change.digests))
         execute("COMMIT")
-        return self._tidy(connection, _VACUUM_PAGES if change.entries else _IDLE_VACUUM_PAGES)
 
     @property
     def shrinkable(self) -> bool:
         """Whether a further `write` gives space back to the file system."""
         return self._shrinkable
 
-    def _tidy(self, connection: sqlite3.Connection, vacuum_pages: int) -> int:
+    def _tidy(self, connection: sqlite3.Connection, change: Change) -> None:
+        self._estimates += 1
+        if change.is_plain and self._estimates < _ESTIMATES:
+            self._used_bytes += sum(len(event.body) for _, event in change.entries)
+            return
+        self._estimates = 0
         pages, free = self._pages(connection)
         self._used_bytes = (pages - free) * PAGE_SIZE
-        self._estimates = 0
-        self._shrinkable = free > max(pages // 2, _VACUUM_PAGES)
+        vacuum_bytes = _VACUUM_BYTES if change.entries else _IDLE_VACUUM_BYTES
+        self._shrinkable = free > max(pages // 2, _VACUUM_BYTES // PAGE_SIZE)
         if self._shrinkable:
             # executescript: the pragma frees one page a step, and in Python 3.11 execute takes one step only.
-            connection.executescript(f"PRAGMA incremental_vacuum({vacuum_pages})")
-        return self._used_bytes
+            connection.executescript(f"PRAGMA incremental_vacuum({vacuum_bytes // PAGE_SIZE})")
 
     @staticmethod
     def _pages(connection: sqlite3.Connection) -> tuple[int, int]:
@@ -289,7 +313,7 @@ class Store:
 
 def _own(path: Path) -> int:
     # A lock of our own beside the file: SQLite's would shut out the commands that look into a running spool.
-    lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
