@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 T ?= tests
 
-.PHONY: run test check format docs bench lock clean
+.PHONY: run test test-deploy check format docs bench image lock clean
 
 run: $(READY)
 	@$(BIN)/relay dev --play
@@ -22,8 +22,18 @@ format: $(READY)
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/ruff check --fix --quiet .
 
+# What `make test` leaves out: the manifests in the real helm and kubectl, the alerts and the dashboard in a real
+# Prometheus (Debian: apt-get install prometheus). With CHART=path/to/helm-charts/rocketchat also Rocket.Chat's own chart.
+test-deploy: $(READY)
+	@RELAY_TEST_DEPLOY=1 RELAY_TEST_CHART="$(CHART)" $(BIN)/pytest tests/deploy
+
+image: $(READY)
+	@docker build --tag rocketchat-kafka-relay:$$($(BIN)/relay --version | cut -d' ' -f2) \
+	  --build-arg VERSION=$$($(BIN)/relay --version | cut -d' ' -f2) --build-arg REVISION=$$(git rev-parse HEAD) .
+
 docs: $(READY)
 	@$(BIN)/python tests/docs.py
+	@PYTHONPATH=tests $(BIN)/python -m deploy.prometheus_for_tests
 
 bench: $(READY)
 	@$(BIN)/python -m tests.bench
