@@ -201,8 +201,11 @@ class Ingress:
         self, request: web.BaseRequest, response: web.StreamResponse, event: Event, started: float
     ) -> None:
         # Of the types that repeat for real, a repeat is a retry only if this answer does not get out in time.
-        await response.prepare(request)
-        await response.write_eof()
+        try:
+            await response.prepare(request)
+            await response.write_eof()
+        except ConnectionError:
+            return  # The sender is gone; it will try again.
         transport = request.transport
         in_time = time.perf_counter() - started < SENDER_PATIENCE
         if in_time and transport is not None and not transport.is_closing():

@@ -68,7 +68,9 @@ class Metrics:
             "registry_connected", "Whether the schema ids are known (1) or not (0); 0 without a registry"
         )
         self.publish_errors = self._counter("publish_errors", "Failed publish cycles and producer starts", "error")
-        self.producer_restarts = self._counter("producer_restarts", "Producers that had started and were lost to an error")
+        self.producer_restarts = self._counter(
+            "producer_restarts", "Producers that had started and were lost to an error"
+        )
         self._gauge("build_info", "Always 1", "version", "python").labels(__version__, platform.python_version()).set(1)
 
         _present(self.http_requests, HTTP_CODES)

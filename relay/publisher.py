@@ -211,6 +211,10 @@ class Publisher:
         finally:
             await probe.close()
         await self._source.bury(entry, str(error))
+        if harmless:  # Which has announced it.
+            self._hand = self._hand[1:]
+            self._source.published(entry[0])
+            self._count([entry], harmless, time.time())
         log.error(
             "Event %d is dead: %s Its body stays in the spool.",
             entry[0],

@@ -74,9 +74,11 @@ class Spool:
 
         # Writing.
         self._waiting_bytes = 0
+        #: The size of an event that was refused.
+        self._refused_bytes = 1
         self._waiting: dict[bytes, _Commit] = {}
         self._gathering: _Commit | None = None
-        self._writing = self._handing_over = False
+        self._writing = self._handing_over = self._trimming = False
         self._handed_over_at = 0.0
         self._failed = False
         self._filling = False
@@ -130,6 +132,7 @@ class Spool:
                 event = event._replace(occurrence=occurrence)
         size = len(event.body)
         if self._used_bytes + self._waiting_bytes + size > self._max_bytes:
+            self._refused_bytes = size
             self._flush()  # What is published may make room.
             raise SpoolFull
         commit = self._gather()
@@ -150,11 +153,14 @@ class Spool:
     async def probe(self) -> RelayError | None:
         """Why an event cannot be stored now, if it cannot."""
         if self._failed:
+            commit = self._gather()
+            commit.change.probe_bytes = self._refused_bytes
             try:
-                await self._gather()
+                await commit
             except (SpoolFailed, SpoolFull) as error:
                 return error
-        return SpoolFull() if self._used_bytes >= self._max_bytes else None
+        # An event like the last one that was refused.
+        return SpoolFull() if self._used_bytes + self._refused_bytes > self._max_bytes else None
 
     # --- For the publisher. ---
 
@@ -295,10 +301,16 @@ class Spool:
         commit = self._gathering
         if self._writing or commit is None:
             return
-        self._gathering = None
+        # While writing fails, what is published goes alone, every second time: it makes the room that events may lack.
+        apart = self._failed and self._published is not None and bool(commit.change.entries)
+        self._trimming = apart and not self._trimming
+        if self._trimming:
+            commit = _Commit()
+        else:
+            self._gathering = None
         change = commit.change
         change.accepted_at = now = self._steady_now()
-        if self._published is not None:
+        if self._published is not None and (self._trimming or not apart):
             change.published, self._published = self._published, None
             change.digests, self._digests = b"".join(self._digests), []
         if change.entries:
@@ -345,7 +357,9 @@ class Spool:
             self._not_stored(change)
             commit.set_exception(error)
             commit.exception()  # Retrieved: a commit without handlers is nobody's to await.
-        self._note_state(error)
+        if error is not None or change.entries or change.probe_bytes is not None:
+            self._note_state(error)
+        self._note_filling()
         if self._store.shrinkable:
             self._trim_later()
         if self._gathering:
@@ -363,13 +377,14 @@ class Spool:
             self._arrived.set_result(None)
 
     def _not_stored(self, change: Change) -> None:
+        self._refused_bytes = max([len(event.body) for _, event in change.entries], default=self._refused_bytes)
         self._total_events -= len(change.entries)
         if change.published is not None:
             self._published = max(change.published, self._published or 0)
             self._digests.append(change.digests)
             self._trim_later()
 
-    def _note_state(self, error: RelayError | None) -> None:
+    def _note_filling(self) -> None:
         filling = self._used_bytes > self._max_bytes * (_EMPTYING if self._filling else _FILLING)
         if filling != self._filling:
             self._filling = filling
@@ -381,6 +396,8 @@ class Spool:
                 self._max_bytes,
                 extra={"action": "spool_filling" if filling else "spool_emptying"},
             )
+
+    def _note_state(self, error: RelayError | None) -> None:
         if (error is not None) != self._failed:
             self._failed = error is not None
             if error is not None:

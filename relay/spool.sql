@@ -71,3 +71,9 @@ CREATE TABLE repeats (
   answered    INTEGER NOT NULL   -- 1 once an answer for it got out in time: the next one is no retry
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX repeats_by_age ON repeats (accepted_at);
+
+-- Empty, but while it is tried whether the disk takes an event.
+CREATE TABLE probe (
+  id   INTEGER PRIMARY KEY,
+  data BLOB NOT NULL
+) STRICT;

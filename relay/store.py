@@ -31,6 +31,8 @@ FORMAT = 1
 PAGE_SIZE = 4096
 #: Beyond the limit, for what makes room again: trims, dead events, dedupe memory.
 HEADROOM_BYTES = 8 << 20
+#: Disk space in a file of its own, given up on a full disk so that what is on Kafka can be taken out.
+RESERVE_BYTES = 4 << 20
 #: How much of the file is given back to the file system after one transaction, with events and without.
 _VACUUM_BYTES, _IDLE_VACUUM_BYTES = 1 << 20, 8 << 20
 #: For how many transactions the bytes in use are reckoned before they are asked for.
@@ -56,6 +58,8 @@ class Change:
     forget_before: int | None = None
     repeats: dict[bytes, Repeat] = field(default_factory=dict)
     dead: list[tuple[Entry, str]] = field(default_factory=list)
+    #: Tries whether an event with a body of so many bytes could be stored; leaves nothing.
+    probe_bytes: int | None = None
 
     @property
     def is_plain(self) -> bool:
@@ -95,6 +99,8 @@ class Store:
         """
         self._path = path
         self._max_pages = (max_bytes + HEADROOM_BYTES) // PAGE_SIZE
+        self._reserve = path.with_name(path.name + ".reserve")
+        self._reserved = False
         self._used_bytes = self._estimates = 0
         self._shrinkable = False
         try:
@@ -106,6 +112,7 @@ class Store:
                 undo.callback(os.close, self._lock)
                 self._writer: sqlite3.Connection | None = undo.enter_context(closing(self._connect()))
                 self._reader = undo.enter_context(closing(self._connect()))
+                self._keep_reserve()
                 _sync_directory(path.parent)
                 undo.pop_all()
         except (OSError, sqlite3.Error) as error:
@@ -193,6 +200,23 @@ class Store:
         Raises: SpoolFull, SpoolFailed.
         """
         try:
+            self._make_durable(change)
+        except SpoolFull:
+            # What takes events out must be written too, and it alone makes room.
+            if change.published is None or change.entries or not self._release_reserve():
+                raise
+            self._make_durable(change)
+        try:
+            assert self._writer is not None
+            self._tidy(self._writer, change)
+        except (sqlite3.Error, OSError) as error:
+            # The change is durable, whatever becomes of this.
+            log.warning("The spool could not be tidied: %s", error, extra={"action": "spool_not_tidied"})
+            self._give_up_writer()
+        return self._used_bytes
+
+    def _make_durable(self, change: Change) -> None:
+        try:
             if self._writer is None:
                 self._writer = self._connect()
             self._write(self._writer, change)
@@ -203,13 +227,6 @@ class Store:
             raise SpoolFailed(f"The spool {self._path} cannot be written: {error}.") from error
         except SpoolUnusable as error:
             raise SpoolFailed(str(error)) from error
-        try:
-            self._tidy(self._writer, change)
-        except sqlite3.Error as error:
-            # The change is durable, whatever becomes of this.
-            log.warning("The spool could not be made smaller: %s", error, extra={"action": "spool_vacuum_failed"})
-            self._give_up_writer()
-        return self._used_bytes
 
     def _write(self, connection: sqlite3.Connection, change: Change) -> None:
         execute = connection.execute
@@ -219,9 +236,8 @@ class Store:
             execute(_INSERT, inserts[0])
             return
         execute("BEGIN IMMEDIATE")
-        if not inserts and change.published is None:
-            # An empty transaction writes nothing, and so would not show that nothing can be written.
-            execute("UPDATE published SET sequence = sequence")
+        if change.probe_bytes is not None:
+            execute("INSERT OR REPLACE INTO probe VALUES (1, zeroblob(?))", (change.probe_bytes,))
         if change.run:
             execute("INSERT INTO runs VALUES (?, ?)", change.run)
         for insert in inserts:
@@ -256,6 +272,9 @@ class Store:
             self._used_bytes += sum(len(event.body) for _, event in change.entries)
             return
         self._estimates = 0
+        if change.probe_bytes is not None:
+            connection.execute("DELETE FROM probe")
+        self._keep_reserve()
         pages, free = self._pages(connection)
         self._used_bytes = (pages - free) * PAGE_SIZE
         vacuum_bytes = _VACUUM_BYTES if change.entries else _IDLE_VACUUM_BYTES
@@ -263,6 +282,24 @@ class Store:
         if self._shrinkable:
             # executescript: the pragma frees one page a step, and in Python 3.11 execute takes one step only.
             connection.executescript(f"PRAGMA incremental_vacuum({vacuum_bytes // PAGE_SIZE})")
+
+    def _keep_reserve(self) -> None:
+        if not self._reserved:
+            descriptor = os.open(self._reserve, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(descriptor, 0, RESERVE_BYTES)
+                self._reserved = True
+            except OSError:  # Another time: there is no space for it now.
+                os.truncate(descriptor, 0)
+            finally:
+                os.close(descriptor)
+
+    def _release_reserve(self) -> bool:
+        if not self._reserved:
+            return False
+        os.truncate(self._reserve, 0)
+        self._reserved = False
+        return True
 
     @staticmethod
     def _pages(connection: sqlite3.Connection) -> tuple[int, int]:

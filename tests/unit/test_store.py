@@ -145,9 +145,9 @@ def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
         Store(tmp_path / "file" / "relay.db", MAX_BYTES)
 
 
-def test_the_spool_and_its_lock_are_all_there_is(path: Path) -> None:
+def test_the_spool_its_lock_and_its_reserve_are_all_there_is(path: Path) -> None:
     Store(path, MAX_BYTES).close()
-    assert sorted(file.name for file in path.parent.iterdir()) == ["relay.db", "relay.db.lock"]
+    assert sorted(file.name for file in path.parent.iterdir()) == ["relay.db", "relay.db.lock", "relay.db.reserve"]
     with (path.parent / "relay.db.lock").open("rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
