@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 from relay.auth import Tokens
+from relay.clients import connection
 from relay.cluster import Cluster, Topic
 from relay.config import Settings
 from relay.errors import KafkaLost
 from relay.record import RECORD_OVERHEAD, Topics
 from relay.schemas import Schemas
-from relay.service import connection
 
 
 class Finding(NamedTuple):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from relay.errors import SettingsInvalid
 from relay.redact import Redaction
@@ -101,6 +102,15 @@ def _directory(text: str) -> Path:
     return path
 
 
+def _http_url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("must be a URL that begins with http:// or https://, without ? and #")
+    if parts.username or parts.password:
+        raise ValueError("must not hold a password: there is RELAY_SCHEMA_REGISTRY_USERNAME and _PASSWORD")
+    return text
+
+
 def _pointers(text: str) -> tuple[str, ...]:
     pointers = tuple(pointer.strip() for pointer in text.split(",") if pointer.strip())
     Redaction(pointers)
@@ -177,15 +187,21 @@ class Settings:
         "zstd",
         "Of the records: `none`, `gzip`, `lz4`, `snappy`, `zstd`",
     )
-    schema_registry_url: str | None = _setting(str, None, "Schema registry (Confluent API)")
+    schema_registry_url: str | None = _setting(
+        _http_url, None, "Schema registry: base URL of its Confluent API, without user or password"
+    )
     schema_registry_username: str | None = _setting(str, None, "Its user")
     schema_registry_password: Secret | None = _setting(str, None, "Its password", secret=True)
-    schema_framing: str = _setting(
+    schema_registry_token: Secret | None = _setting(str, None, "Bearer token, in place of a user", secret=True)
+    schema_registry_ssl_cafile: Path | None = _setting(_file, None, "Certificates to trust; default: the system's")
+    schema_registry_ssl_certfile: Path | None = _setting(_file, None, "The relay's certificate, for mTLS")
+    schema_registry_ssl_keyfile: Path | None = _setting(_file, None, "Its key")
+    schema_framing: Literal["none", "prefix", "header"] = _setting(
         _choice("none", "prefix", "header"),
-        "none",
-        "How a value names its schema; `prefix` is the default with a registry",
+        None,
+        "How a value names its schema: `none` (default without a registry), `prefix` (default with one), `header`",
     )
-    subject_strategy: str = _setting(
+    subject_strategy: Literal["topic-record", "record", "topic"] = _setting(
         _choice("topic-record", "record", "topic"), "topic-record", "Subjects: `{topic}-{ce_type}`, record or topic"
     )
     schema_register: bool = _setting(_boolean, "true", "Register the schemas at start; `false`: look up only")
@@ -218,6 +234,8 @@ class Settings:
             except ValueError as error:
                 problems.append(f"{variable(field.name)}: {error}.")
                 values[field.name] = None
+        # The one default that another setting decides.
+        values["schema_framing"] = values["schema_framing"] or ("prefix" if values["schema_registry_url"] else "none")
         settings = cls(**values)
         if not problems:  # What settings say of each other, once each says something.
             problems += settings._contradictions()
@@ -247,8 +265,17 @@ class Settings:
             "RELAY_SPOOL_MAX_BYTES: must be larger than RELAY_MAX_BODY_BYTES.": (
                 self.ack == "kafka" or self.spool_max_bytes > self.max_body_bytes
             ),
-            "RELAY_SCHEMA_REGISTRY_URL and RELAY_SCHEMA_FRAMING: this version does not speak to a registry.": (
-                self.schema_registry_url is None and self.schema_framing == "none"
+            f"RELAY_SCHEMA_REGISTRY_URL: needed for RELAY_SCHEMA_FRAMING={self.schema_framing}.": (
+                bool(self.schema_registry_url) or self.schema_framing == "none"
+            ),
+            "RELAY_SCHEMA_REGISTRY_USERNAME and RELAY_SCHEMA_REGISTRY_PASSWORD: set both or none.": (
+                bool(self.schema_registry_username) == bool(self.schema_registry_password)
+            ),
+            "RELAY_SCHEMA_REGISTRY_TOKEN and RELAY_SCHEMA_REGISTRY_USERNAME: set one of them.": (
+                not (self.schema_registry_token and self.schema_registry_username)
+            ),
+            "RELAY_SCHEMA_REGISTRY_SSL_CERTFILE and RELAY_SCHEMA_REGISTRY_SSL_KEYFILE: set both or none.": (
+                bool(self.schema_registry_ssl_certfile) == bool(self.schema_registry_ssl_keyfile)
             ),
         }
         return [problem for problem, holds in checks.items() if not holds]

@@ -11,12 +11,12 @@ from typing import Any
 import orjson
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
+from relay.clients import connection
 from relay.cluster import Cluster, Connection, translated
 from relay.config import Settings
 from relay.errors import TopicsMissing
 from relay.event import CE_TYPE_PREFIX
 from relay.record import Topics
-from relay.service import connection
 
 _CHAT_WIDTH, _TYPE_WIDTH = 24, 20
 

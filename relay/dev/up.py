@@ -15,6 +15,7 @@ from pathlib import Path
 import uvloop
 
 from relay import logs
+from relay.clients import connection
 from relay.config import Settings
 from relay.dev import tail
 from relay.dev.chats import conversation
@@ -22,9 +23,10 @@ from relay.dev.download import console_progress
 from relay.dev.kafka import LocalKafka
 from relay.dev.rocketchat import RocketChat
 from relay.errors import RelayError
+from relay.framing import unframed
 from relay.ingress import PATH
 from relay.record import Topics
-from relay.service import Service, connection
+from relay.service import Service
 
 _HOST = "127.0.0.1"
 #: Seconds within which the chat of --play must have landed.
@@ -150,4 +152,4 @@ async def _show(settings: Settings, landed: asyncio.Queue[bytes], watching: asyn
     async with aclosing(records) as landing:
         async for record in landing:
             print(f"{'dead' if dead else '    '}  {tail.line(record)}", flush=True)
-            landed.put_nowait(record.value)
+            landed.put_nowait(unframed(record.value)[1])
