@@ -59,6 +59,14 @@ class Verdict(NamedTuple):
     standing: Standing
     #: For people.
     text: str
+    #: What it has, if that is registered.
+    found: Registered | None = None
+
+    @classmethod
+    def registered(cls, found: Registered) -> Self:
+        """That of a schema which is registered."""
+        version = f", version {found.version}" if found.version else ""
+        return cls(found.subject, Standing.REGISTERED, f"is registered: id {found.id}{version}", found)
 
 
 def basic(username: str, password: str) -> str:
@@ -154,8 +162,7 @@ class Registry:
             if missing.new_subject:
                 return Verdict(subject, Standing.NEW, "the subject does not exist; registering makes it")
         else:
-            version = f", version {found.version}" if found.version else ""
-            return Verdict(subject, Standing.REGISTERED, f"is registered: id {found.id}{version}")
+            return Verdict.registered(found)
         objections = await self._objections(subject, text)
         if objections is None:
             return Verdict(subject, Standing.COMPATIBLE, "would be accepted as a new version")

@@ -151,7 +151,7 @@ class SchemaIds:
                 "The schema registry gives another id for subject %s than before: %d. Was it emptied?",
                 wanted.subject,
                 registered.id,
-                extra={"action": "schema_id_changed", "subject": wanted.subject, "id": registered.id},
+                extra={"action": "schema_ids_changed", "subject": wanted.subject, "id": registered.id},
             )
         for fingerprint in {*wanted.fingerprints, wanted.fingerprint}:
             if self._frames.get((wanted.subject, fingerprint)) != made:

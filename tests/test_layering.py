@@ -22,7 +22,7 @@ LAYERS = (
     {"relay.schema_ids"},
     {"relay.framer"},
     {"relay.ingress", "relay.publisher", "relay.admin", "relay.clients"},
-    {"relay.service"},
+    {"relay.service", "relay.subjects"},
     {"relay.check"},
     {"relay.dev"},  # With all that is in it: trying out may use anything.
     {"relay.cli"},
