@@ -51,8 +51,9 @@ def fingerprint(text: str) -> str:
 
 def subject(strategy: Strategy, topic: str, ce_type: str) -> str:
     """The subject of such events on *topic*: Confluent's TopicRecord-, Record- or TopicNameStrategy."""
-    names = {"topic-record": f"{topic}-{ce_type}", "record": ce_type, "topic": f"{topic}-value"}
-    return names[strategy]
+    if strategy == "topic-record":
+        return f"{topic}-{ce_type}"
+    return ce_type if strategy == "record" else f"{topic}-value"
 
 
 def registrations(strategy: Strategy, placed: Iterable[tuple[str, Described]]) -> list[Registration]:
