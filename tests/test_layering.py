@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "relay"
 LAYERS = (
     {"relay", "relay.errors", "relay.logs"},
     {"relay.event", "relay.watermark", "relay.redact", "relay.framing"},
+    {"relay.values"},
     {"relay.config", "relay.metrics", "relay.record", "relay.dedupe", "relay.cluster"},
     {"relay.batch"},
     {"relay.store"},
