@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from relay.config import Secret
 from relay.errors import BadToken
 from relay.event import DEFAULT_WORKSPACE
+from relay.values import Secret
 
 log = logging.getLogger(__name__)
 

@@ -30,9 +30,21 @@ def encode(entries: Iterable[Entry]) -> tuple[str, bytes]:
     fields: list[list[Any]] = []
     bodies: list[bytes] = []
     offset = 0
-    for sequence, (workspace, type_, key, digest, occurrence, received_at, time_, reason, detail, body) in entries:
+    for sequence, (
+        workspace,
+        type_,
+        key,
+        digest,
+        occurrence,
+        received_at,
+        time_,
+        reason,
+        detail,
+        body,
+        schema,
+    ) in entries:
         row = (sequence, workspace, type_, key, digest.hex(), occurrence, received_at, time_, reason, detail)
-        fields.append([*row, offset, len(body)])
+        fields.append([*row, offset, len(body), schema])
         bodies.append(body)
         offset += len(body)
     return orjson.dumps(fields).decode(), b"".join(bodies)
@@ -52,6 +64,7 @@ def decode(events: str, bodies: bytes) -> Iterator[Entry]:
         detail,
         offset,
         size,
+        schema,
     ) in orjson.loads(events):
         yield (
             sequence,
@@ -66,6 +79,7 @@ def decode(events: str, bodies: bytes) -> Iterator[Entry]:
                 reason and DeadLetterReason(reason),
                 detail,
                 bodies[offset : offset + size],
+                schema,
             ),
         )
 

@@ -6,12 +6,15 @@ from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 from relay.auth import Tokens
+from relay.clients import connection
 from relay.cluster import Cluster, Topic
 from relay.config import Settings
-from relay.errors import KafkaLost
+from relay.errors import GuidMissing, KafkaLost, RegistryUnreachable
+from relay.framing import frame
 from relay.record import RECORD_OVERHEAD, Topics
+from relay.registry import Standing
 from relay.schemas import Schemas
-from relay.service import connection
+from relay.subjects import Outcome, checked
 
 
 class Finding(NamedTuple):
@@ -35,6 +38,12 @@ async def _findings(settings: Settings) -> AsyncIterator[Finding]:
     yield Finding(True, "schemas", f"{len(Schemas.load(settings.schemas_dir))} event types")
     if settings.ack == "spool":
         yield _spool(settings)
+    if settings.schema_registry_url:
+        try:
+            async for outcome in checked(settings):
+                yield _subject(settings, outcome)
+        except RegistryUnreachable as error:
+            yield Finding(False, "registry", str(error.reason))
     cluster = Cluster(connection(settings))
     try:
         async with asyncio.timeout(15):
@@ -65,6 +74,19 @@ def _spool(settings: Settings) -> Finding:
             False, "spool", f"{existing} cannot be written: give this user the right, or set RELAY_SPOOL_PATH."
         )
     return Finding(True, "spool", f"{settings.spool_path} can be written")
+
+
+def _subject(settings: Settings, outcome: Outcome) -> Finding:
+    ok, text = outcome.ok, outcome.text
+    if outcome.standing in {Standing.NEW, Standing.COMPATIBLE}:
+        ok = settings.schema_register
+        text = f"not registered yet; `relay {'serve' if ok else 'schemas register'}` registers it"
+    if outcome.found:
+        try:
+            frame(settings.schema_framing, outcome.found)
+        except GuidMissing as error:
+            ok, text = False, str(error.reason)
+    return Finding(ok, f"subject {outcome.subject}", text)
 
 
 def _missing(settings: Settings, name: str) -> Finding:

@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
@@ -83,12 +83,17 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     verb("dev", "try it out: a local Kafka, a relay, and every record as it lands")
     verb("send", "play Rocket.Chat: its headers, timeout and retries")
     verb("tail", "print records as they land")
-    verb("check", "would it work? settings, spool, Kafka, topics: each line ok or what to do", _check).add_argument(
-        "--json", action="store_true", help="for programs"
+    verb("check", "would it work? settings, spool, registry, Kafka, topics: each line ok or what to do", _check)
+    schemas = verb("schemas", "the schemas of the events, and the schema registry", _schemas)
+    schemas.add_argument(
+        "action",
+        choices=["list", "check", "register"],
+        help="list: their subjects; check: would the registry accept them? changes nothing; register: give them to it",
     )
-    verb("config", "print the settings in force, secrets masked", _config).add_argument(
-        "--json", action="store_true", help="for programs"
-    )
+    schemas.epilog = "Reads the RELAY_* settings of the registry, topics and workspaces; needs no token."
+    verb("config", "print the settings in force, secrets masked", _config)
+    for name in ("check", "schemas", "config"):
+        verbs.choices[name].add_argument("--json", action="store_true", help="for programs")
     verb("token", "make a strong secret token", _token).add_argument(
         "new", choices=["new"], help="print a new one, for RELAY_TOKEN and Rocket.Chat's webhook settings"
     )
@@ -122,11 +127,56 @@ def _check(arguments: argparse.Namespace) -> int:
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     findings = asyncio.run(check.check(Settings.read(os.environ)))
     if arguments.json:
-        print(orjson.dumps([finding._asdict() for finding in findings], option=orjson.OPT_INDENT_2).decode())
-    else:
-        for finding in findings:
-            print(f"{'ok  ' if finding.ok else 'FAIL'} {finding.subject}: {finding.text}")
+        _print_json([finding._asdict() for finding in findings])
+    for finding in () if arguments.json else findings:
+        _print_finding(finding)
     return DONE if all(finding.ok for finding in findings) else FAILED
+
+
+def _schemas(arguments: argparse.Namespace) -> int:
+    from relay import subjects  # noqa: PLC0415
+    from relay.config import Settings  # noqa: PLC0415
+
+    # Takes no deliveries: it must not ask for a token.
+    settings = Settings.read({"RELAY_ALLOW_UNAUTHENTICATED": "true", **os.environ})
+    if arguments.action == "list":
+        schemas = subjects.listed(settings)
+        if arguments.json:
+            _print_json([schema._asdict() for schema in schemas])
+        for schema in () if arguments.json else schemas:
+            print(f"{schema.type:<24}  {schema.file:<25}  {', '.join(schema.subjects)}")
+        return DONE
+
+    async def ask() -> int:
+        outcomes = []
+        async for outcome in (subjects.checked if arguments.action == "check" else subjects.registered)(settings):
+            outcomes.append(outcome)
+            if not arguments.json:
+                _print_finding(outcome)
+        if arguments.json:
+            _print_json([outcome.as_json() for outcome in outcomes])
+        return DONE if all(outcome.ok for outcome in outcomes) else FAILED
+
+    return asyncio.run(ask())
+
+
+class _Finding(Protocol):
+    """check.Finding, subjects.Outcome."""
+
+    @property
+    def ok(self) -> bool: ...
+    @property
+    def subject(self) -> str: ...
+    @property
+    def text(self) -> str: ...
+
+
+def _print_finding(finding: _Finding) -> None:
+    print(f"{'ok  ' if finding.ok else 'FAIL'} {finding.subject}: {finding.text}")
+
+
+def _print_json(value: object) -> None:
+    print(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
 
 
 def _config(arguments: argparse.Namespace) -> int:
@@ -134,7 +184,7 @@ def _config(arguments: argparse.Namespace) -> int:
 
     effective = Settings.read(os.environ).effective()
     if arguments.json:
-        print(orjson.dumps(effective, option=orjson.OPT_INDENT_2).decode())
+        _print_json(effective)
     else:
         for name, value in effective.items():
             print(f"{name}={value}")

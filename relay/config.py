@@ -12,102 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from relay import values
 from relay.errors import SettingsInvalid
-from relay.redact import Redaction
+from relay.values import Secret
 
 PREFIX = "RELAY_"
-_MASK = "********"
-_MOST_SECONDS = 30 * 86400
-_TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 # What Kubernetes puts into the environment for Services called "relay" or "relay-admin": not settings, not the user's.
 _SERVICE_LINK = re.compile(
     r"RELAY_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)=.*|RELAY_(\w+_)?PORT=(tcp|udp)://.*",
     re.DOTALL,
 )
-_PARTS_OF_A_TOPIC = re.compile(r"\{(type|workspace)\}")
 
 
-class Secret:
-    """A secret from the environment, or from a file that is read anew each time."""
-
-    def __init__(self, value: str = "", path: Path | None = None) -> None:
-        self._value = value
-        self.path = path
-
-    def read(self) -> str:
-        """The secret. Raises: OSError, UnicodeDecodeError."""
-        return self._value if self.path is None else self.path.read_text().strip()
-
-    def __str__(self) -> str:
-        return _MASK if self.path is None else str(self.path)
-
-
-def _boolean(text: str) -> bool:
-    choices = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-    if text.lower() not in choices:
-        raise ValueError("must be true or false")
-    return choices[text.lower()]
-
-
-def _integer(least: int, most: int | None = None) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
-        if not re.fullmatch(r"\d{1,18}", text) or int(text) < least or (most is not None and int(text) > most):
-            raise ValueError(f"must be a whole number {bounds}")
-        return int(text)
-
-    return parse
-
-
-def _seconds(text: str) -> float:
-    if not re.fullmatch(r"\d{1,7}(\.\d{1,9})?", text) or float(text) > _MOST_SECONDS:
-        raise ValueError(f"must be a number of seconds from 0 to {_MOST_SECONDS}")
-    return float(text)
-
-
-def _choice(*choices: str) -> Callable[[str], Any]:
-    def parse(text: str) -> str:
-        if text not in choices:
-            raise ValueError(f"must be one of {', '.join(choices)}")
-        return text
-
-    return parse
-
-
-def _topic(text: str) -> str:
-    if not _TOPIC.fullmatch(text) or text in {".", ".."}:
-        raise ValueError("must be a topic name: letters, digits, '.', '_' and '-', at most 249")
-    return text
-
-
-def _topic_template(text: str) -> str:
-    _topic(_PARTS_OF_A_TOPIC.sub("x", text))
-    return text
-
-
-def _file(text: str) -> Path:
-    path = Path(text)
-    try:
-        with path.open("rb"):
-            return path
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def _directory(text: str) -> Path:
-    path = Path(text)
-    if not path.is_dir():
-        raise ValueError(f"{path} is not a directory")
-    return path
-
-
-def _pointers(text: str) -> tuple[str, ...]:
-    pointers = tuple(pointer.strip() for pointer in text.split(",") if pointer.strip())
-    Redaction(pointers)
-    return pointers
-
-
-_PORT = _integer(0, 65535)
+_PORT = values.integer(0, 65535)
 
 
 def _setting(parse: Callable[[str], Any], default: str | None, help_: str, *, secret: bool = False) -> Any:
@@ -126,81 +43,95 @@ class Settings:
         secret=True,
     )
     workspaces_dir: Path | None = _setting(
-        _directory, None, "One file per workspace: name = workspace, content = its token(s)"
+        values.directory, None, "One file per workspace: name = workspace, content = its token(s)"
     )
-    allow_unauthenticated: bool = _setting(_boolean, "false", "Must be `true` to start with no token at all")
+    allow_unauthenticated: bool = _setting(values.boolean, "false", "Must be `true` to start with no token at all")
     http_host: str = _setting(str, "127.0.0.1", "Address of the webhook port")
     http_port: int = _setting(_PORT, "8080", "Webhook port; 0 takes a free one and logs it")
-    http_tls_certfile: Path | None = _setting(_file, None, "Certificate chain for HTTPS on the webhook port")
-    http_tls_keyfile: Path | None = _setting(_file, None, "Its key; both are re-read when they change")
+    http_tls_certfile: Path | None = _setting(values.file, None, "Certificate chain for HTTPS on the webhook port")
+    http_tls_keyfile: Path | None = _setting(values.file, None, "Its key; both are re-read when they change")
     admin_host: str = _setting(str, "0.0.0.0", "Address of the admin port")  # noqa: S104
     admin_port: int = _setting(_PORT, "8081", "Admin port: metrics, health, status")
-    max_body_bytes: int = _setting(_integer(1024, 1 << 29), "16777216", "Larger bodies are answered 413")
+    max_body_bytes: int = _setting(values.integer(1024, 1 << 29), "16777216", "Larger bodies are answered 413")
     ack: Literal["spool", "kafka"] = _setting(
-        _choice("spool", "kafka"),
+        values.choice("spool", "kafka"),
         "spool",
         "What 200 means: `spool`: on disk; `kafka`: on all in-sync replicas, no disk",
     )
     delivery: Literal["exactly-once", "at-least-once"] = _setting(
-        _choice("exactly-once", "at-least-once"),
+        values.choice("exactly-once", "at-least-once"),
         "exactly-once",
         "`at-least-once`: idempotent producer, no transactions, no watermark topic",
     )
     spool_path: Path = _setting(Path, "./spool/relay.db", "The spool file; its directory is made")
-    spool_max_bytes: int = _setting(_integer(1 << 20), "1073741824", "A full spool answers 503")
+    spool_max_bytes: int = _setting(values.integer(1 << 20), "1073741824", "A full spool answers 503")
     dedupe_window_seconds: float = _setting(
-        _seconds, "300", "How long an identical body counts as a retry; `0` switches it off"
+        values.seconds, "300", "How long an identical body counts as a retry; `0` switches it off"
     )
     topic: str = _setting(
-        _topic_template, "rocketchat.omnichannel", "Topic of the events; may hold `{type}` and `{workspace}`"
+        values.topic_template, "rocketchat.omnichannel", "Topic of the events; may hold `{type}` and `{workspace}`"
     )
-    dead_letter_topic: str = _setting(_topic, "rocketchat.omnichannel.dead-letter", "Topic of what is not valid")
+    dead_letter_topic: str = _setting(values.topic, "rocketchat.omnichannel.dead-letter", "Topic of what is not valid")
     watermark_topic: str = _setting(
-        _topic, "rocketchat.omnichannel.watermarks", "Compacted topic: how far each spool has been published"
+        values.topic, "rocketchat.omnichannel.watermarks", "Compacted topic: how far each spool has been published"
     )
-    topic_create: bool = _setting(_boolean, "false", "Create missing topics at start")
+    topic_create: bool = _setting(values.boolean, "false", "Create missing topics at start")
     kafka_bootstrap_servers: str = _setting(str, "localhost:9092", "Brokers to begin with, comma-separated")
     kafka_client_id: str = _setting(str, "relay", "Name of the relay in the brokers' logs and quotas")
     kafka_security_protocol: str = _setting(
-        _choice("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"), "PLAINTEXT", "How to connect to the brokers"
+        values.choice("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"), "PLAINTEXT", "How to connect to the brokers"
     )
     kafka_sasl_mechanism: str = _setting(
-        _choice("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"), "PLAIN", "How to log in, with a `SASL_` protocol"
+        values.choice("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"), "PLAIN", "How to log in, with a `SASL_` protocol"
     )
     kafka_sasl_username: str | None = _setting(str, None, "Who to log in as")
     kafka_sasl_password: Secret | None = _setting(str, None, "The password", secret=True)
-    kafka_ssl_cafile: Path | None = _setting(_file, None, "Certificates to trust; default: the system's")
-    kafka_ssl_certfile: Path | None = _setting(_file, None, "The relay's certificate, for mTLS")
-    kafka_ssl_keyfile: Path | None = _setting(_file, None, "Its key")
+    kafka_ssl_cafile: Path | None = _setting(values.file, None, "Certificates to trust; default: the system's")
+    kafka_ssl_certfile: Path | None = _setting(values.file, None, "The relay's certificate, for mTLS")
+    kafka_ssl_keyfile: Path | None = _setting(values.file, None, "Its key")
     kafka_compression: str = _setting(
-        _choice("none", "gzip", "lz4", "snappy", "zstd"),
+        values.choice("none", "gzip", "lz4", "snappy", "zstd"),
         "zstd",
         "Of the records: `none`, `gzip`, `lz4`, `snappy`, `zstd`",
     )
-    schema_registry_url: str | None = _setting(str, None, "Schema registry (Confluent API)")
+    schema_registry_url: str | None = _setting(
+        values.http_url, None, "Schema registry: base URL of its Confluent API, without user or password"
+    )
     schema_registry_username: str | None = _setting(str, None, "Its user")
     schema_registry_password: Secret | None = _setting(str, None, "Its password", secret=True)
-    schema_framing: str = _setting(
-        _choice("none", "prefix", "header"),
-        "none",
-        "How a value names its schema; `prefix` is the default with a registry",
+    schema_registry_token: Secret | None = _setting(str, None, "Bearer token, in place of a user", secret=True)
+    schema_registry_ssl_cafile: Path | None = _setting(
+        values.file, None, "Certificates to trust; default: the system's"
     )
-    subject_strategy: str = _setting(
-        _choice("topic-record", "record", "topic"), "topic-record", "Subjects: `{topic}-{ce_type}`, record or topic"
+    schema_registry_ssl_certfile: Path | None = _setting(values.file, None, "The relay's certificate, for mTLS")
+    schema_registry_ssl_keyfile: Path | None = _setting(values.file, None, "Its key")
+    schema_framing: Literal["none", "prefix", "header"] = _setting(
+        values.choice("none", "prefix", "header"),
+        None,
+        "How a value names its schema: `none` (default without a registry), `prefix` (default with one), `header`",
     )
-    schema_register: bool = _setting(_boolean, "true", "Register the schemas at start; `false`: look up only")
+    subject_strategy: Literal["topic-record", "record", "topic"] = _setting(
+        values.choice("topic-record", "record", "topic"),
+        "topic-record",
+        "Subjects: `{topic}-{ce_type}`, record or topic",
+    )
+    schema_register: bool = _setting(values.boolean, "true", "Register the schemas at start; `false`: look up only")
     schema_validation: Literal["enforce", "report", "off"] = _setting(
-        _choice("enforce", "report", "off"),
+        values.choice("enforce", "report", "off"),
         "enforce",
         "Invalid events: to the dead letters; published with `relay_schema_error`; not looked at",
     )
-    schemas_dir: Path | None = _setting(_directory, None, "Schema files that add to the shipped ones or replace them")
-    redact: tuple[str, ...] = _setting(
-        _pointers, "", "JSON pointers, comma-separated, `*` for array items: replaced by `[redacted]` before the spool"
+    schemas_dir: Path | None = _setting(
+        values.directory, None, "Schema files that add to the shipped ones or replace them"
     )
-    drain_seconds: float = _setting(_seconds, "20", "How long a stop waits for the spool to reach Kafka")
-    log_level: str = _setting(_choice("debug", "info", "warning", "error"), "info", "From which level on to log")
-    log_format: str = _setting(_choice("json", "text"), "json", "`json` or `text`")
+    redact: tuple[str, ...] = _setting(
+        values.pointers,
+        "",
+        "JSON pointers, comma-separated, `*` for array items: replaced by `[redacted]` before the spool",
+    )
+    drain_seconds: float = _setting(values.seconds, "20", "How long a stop waits for the spool to reach Kafka")
+    log_level: str = _setting(values.choice("debug", "info", "warning", "error"), "info", "From which level on to log")
+    log_format: str = _setting(values.choice("json", "text"), "json", "`json` or `text`")
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> "Settings":
@@ -211,14 +142,16 @@ class Settings:
         """
         environ = {name: value for name, value in environ.items() if not _SERVICE_LINK.fullmatch(f"{name}={value}")}
         problems = list(_unknown(environ))
-        values: dict[str, Any] = {}
+        found: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
             try:
-                values[field.name] = _value(field, environ)
+                found[field.name] = _value(field, environ)
             except ValueError as error:
                 problems.append(f"{variable(field.name)}: {error}.")
-                values[field.name] = None
-        settings = cls(**values)
+                found[field.name] = None
+        # The one default that another setting decides.
+        found["schema_framing"] = found["schema_framing"] or ("prefix" if found["schema_registry_url"] else "none")
+        settings = cls(**found)
         if not problems:  # What settings say of each other, once each says something.
             problems += settings._contradictions()
         if problems:
@@ -247,8 +180,17 @@ class Settings:
             "RELAY_SPOOL_MAX_BYTES: must be larger than RELAY_MAX_BODY_BYTES.": (
                 self.ack == "kafka" or self.spool_max_bytes > self.max_body_bytes
             ),
-            "RELAY_SCHEMA_REGISTRY_URL and RELAY_SCHEMA_FRAMING: this version does not speak to a registry.": (
-                self.schema_registry_url is None and self.schema_framing == "none"
+            f"RELAY_SCHEMA_REGISTRY_URL: needed for RELAY_SCHEMA_FRAMING={self.schema_framing}.": (
+                bool(self.schema_registry_url) or self.schema_framing == "none"
+            ),
+            "RELAY_SCHEMA_REGISTRY_USERNAME and RELAY_SCHEMA_REGISTRY_PASSWORD: set both or none.": (
+                bool(self.schema_registry_username) == bool(self.schema_registry_password)
+            ),
+            "RELAY_SCHEMA_REGISTRY_TOKEN and RELAY_SCHEMA_REGISTRY_USERNAME: set one of them.": (
+                not (self.schema_registry_token and self.schema_registry_username)
+            ),
+            "RELAY_SCHEMA_REGISTRY_SSL_CERTFILE and RELAY_SCHEMA_REGISTRY_SSL_KEYFILE: set both or none.": (
+                bool(self.schema_registry_ssl_certfile) == bool(self.schema_registry_ssl_keyfile)
             ),
         }
         return [problem for problem, holds in checks.items() if not holds]
@@ -284,7 +226,7 @@ def _value(field: "dataclasses.Field[Any]", environ: Mapping[str, str]) -> Any:
             raise ValueError(f"set it or {name}_FILE, not both")
         if path:
             try:
-                secret = Secret(path=_file(path))
+                secret = Secret(path=values.file(path))
                 if secret.read():
                     return secret
             except (OSError, ValueError) as error:

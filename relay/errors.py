@@ -146,3 +146,54 @@ class RecordsRefused(KafkaLost):
     """The broker refused these records for themselves: find the one among them."""
 
     label = "refused"
+
+
+# --- Schema ids: keep everything, wait, and ask the registry again. ---
+
+
+class RegistryError(RelayError):
+    """The schema registry gave no schema id."""
+
+    def __init__(self, subject: str, reason: str = "") -> None:
+        place = f"Subject {subject}" if subject else ""
+        super().__init__(" ".join(filter(None, (type(self).__doc__, ": ".join(filter(None, (place, reason)))))))
+        #: What was asked about; empty if it was not about one subject.
+        self.subject = subject
+        self.reason = reason
+
+
+class RegistryUnreachable(RegistryError):
+    """The schema registry does not answer."""
+
+
+class RegistryFailed(RegistryError):
+    """The schema registry does not do what was asked."""
+
+
+class RegistryNotThere(RegistryFailed):
+    """Something without this part of a schema registry's API answers: is RELAY_SCHEMA_REGISTRY_URL right?"""
+
+
+class RegistryRefused(RegistryError):
+    """The schema registry refuses the relay's rights or password."""
+
+
+class SchemaMissing(RegistryError):
+    """The schema registry does not have this schema."""
+
+    def __init__(self, subject: str, reason: str = "", *, new_subject: bool = False) -> None:
+        super().__init__(subject, reason)
+        #: Whether the subject does not exist either.
+        self.new_subject = new_subject
+
+
+class SchemaIncompatible(RegistryError):
+    """The schema registry finds this schema incompatible with the subject's earlier ones."""
+
+
+class SchemaRefused(RegistryError):
+    """The schema registry takes this for no valid schema."""
+
+
+class GuidMissing(RegistryError):
+    """The schema registry gives no GUIDs, which `header` framing needs."""

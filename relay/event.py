@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeGuard
 
 import orjson
@@ -151,6 +152,9 @@ def is_test_delivery(payload: Payload) -> bool:
     return payload.get("_id") == TEST_DELIVERY_ID
 
 
+NO_SCHEMAS: Mapping[str, str] = MappingProxyType({})
+
+
 class Event(NamedTuple):
     """One event, ready to be stored. Only `Event.of` makes one from a delivery."""
 
@@ -172,10 +176,12 @@ class Event(NamedTuple):
     #: What was wrong with it, without any value of the body; without a *reason* it is published all the same.
     detail: str | None
     body: bytes
+    #: The fingerprint of the schema in force for its type when it was accepted; empty where there is none.
+    schema: str = ""
 
     @classmethod
-    def of(cls, delivery: Delivery, payload: dict[str, Any]) -> "Event":
-        """The event in *delivery*, whose body was parsed as *payload*."""
+    def of(cls, delivery: Delivery, payload: dict[str, Any], schemas: Mapping[str, str] = NO_SCHEMAS) -> "Event":
+        """The event in *delivery*, whose body was parsed as *payload*; *schemas* has a fingerprint for each type."""
         sent_type = payload.get("type")
         kind = EVENT_TYPES.get(sent_type, _UNKNOWN) if isinstance(sent_type, str) else _UNKNOWN
         key = _key(kind, payload)
@@ -197,6 +203,7 @@ class Event(NamedTuple):
             reason,
             detail,
             delivery.body,
+            schemas.get(kind.name, ""),
         )
 
     @property

@@ -29,7 +29,7 @@ from relay.errors import (
     SpoolFull,
     TooLarge,
 )
-from relay.event import DEFAULT_WORKSPACE, DeadLetterReason, Delivery, Event, is_test_delivery
+from relay.event import DEFAULT_WORKSPACE, NO_SCHEMAS, DeadLetterReason, Delivery, Event, is_test_delivery
 from relay.metrics import Metrics
 from relay.redact import Redaction
 
@@ -93,6 +93,7 @@ class Ingress:
         tokens: Tokens,
         store: EventStore,
         schemas: Judge | None,
+        fingerprints: Mapping[str, str] = NO_SCHEMAS,
         enforce: bool,
         redaction: Redaction,
         max_body_bytes: int,
@@ -102,6 +103,7 @@ class Ingress:
         self._tokens = tokens
         self._store = store
         self._schemas = schemas
+        self._fingerprints = fingerprints
         self._enforce = enforce
         self._redaction = redaction
         self._max_body_bytes = max_body_bytes
@@ -148,7 +150,7 @@ class Ingress:
                 "Rocket.Chat's test button was pressed.", extra={"action": "test_delivery", "workspace": workspace}
             )
             return self._ok()
-        event = self._judged(Event.of(delivery, payload), payload)
+        event = self._judged(Event.of(delivery, payload, self._fingerprints), payload)
         if self._redaction:
             event = event._replace(body=self._redaction.apply(payload))
 

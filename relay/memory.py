@@ -8,11 +8,13 @@ import asyncio
 import time
 import uuid
 from collections import deque
+from collections.abc import Sequence
 
 from relay.batch import Entry
 from relay.dedupe import DedupeMemory
 from relay.errors import KafkaUnavailable, RelayError
 from relay.event import Event
+from relay.framing import KnownId
 from relay.watermark import Run, Watermark
 
 #: Seconds for which a handler waits: less than the sender's patience.
@@ -26,6 +28,8 @@ class MemoryQueue:
         self.identity = str(uuid.uuid4())
         #: Events that the broker refused, by sequence, with what it said.
         self.dead: dict[int, str] = {}
+        #: No disk: ids live as long as the process.
+        self.schema_ids: Sequence[KnownId] = ()
         self._dedupe = DedupeMemory(round(dedupe_seconds * 1000))
         self._runs = [Run(1, self.identity)]
         self._next = 1
@@ -129,6 +133,9 @@ class MemoryQueue:
     async def bury(self, entry: Entry, error: str) -> None:
         """Notes that the broker refuses an event for itself; there is no disk to keep it on."""
         self.dead[entry[0]] = error
+
+    async def remember(self, ids: Sequence[KnownId]) -> None:
+        """Nothing is kept."""
 
     def watermark(self, sequence: int) -> Watermark:
         """What to write to Kafka with the events up to *sequence*."""

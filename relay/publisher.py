@@ -17,7 +17,7 @@ from typing import Protocol
 
 from relay.batch import Entry
 from relay.errors import Fenced, KafkaLost, RecordsRefused, RelayError
-from relay.event import DeadLetterReason
+from relay.event import DeadLetterReason, Event
 from relay.metrics import Metrics
 from relay.record import Record, RecordMaker
 from relay.watermark import Watermark
@@ -86,14 +86,33 @@ class Producer(Protocol):
         """Gives the connection up at once."""
 
 
+class Framer(Protocol):
+    """Knows when events can be framed."""
+
+    def settle(self, event: Event) -> Event:
+        """*event*, judged anew if the schema that judged it is gone."""
+
+    async def more(self) -> None:
+        """Returns when schema ids may have become known."""
+
+
 class Publisher:
     """Moves events from *source* to Kafka until it is stopped."""
 
-    def __init__(self, source: Source, connect: Callable[[], Producer], records: RecordMaker, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        source: Source,
+        connect: Callable[[], Producer],
+        records: RecordMaker,
+        metrics: Metrics,
+        framer: Framer | None = None,
+    ) -> None:
+        """*framer* is that of *records*, if they are framed."""
         self._source = source
         self._connect = connect
         self._records = records
         self._metrics = metrics
+        self._framer = framer
         #: Taken and not yet published.
         self._hand: list[Entry] = []
         #: How many events the next cycle may hold: fewer while the one that the broker refuses is looked for.
@@ -157,9 +176,9 @@ class Publisher:
             size = sum(len(event.body) for _, event in self._hand)
             self._behind = len(self._hand) >= MAX_EVENTS or size >= MAX_BYTES
             self._drop_covered()
-        entries = self._hand[: self._width]
-        if not entries:
+        if not self._hand:
             return
+        entries = await self._ready()
         started = time.time()
         records = [self._record(entry) for entry in entries]
         try:
@@ -178,6 +197,23 @@ class Publisher:
             self._width = MAX_EVENTS
         self._source.published(entries[-1][0])
         self._count(entries, records, started)
+
+    async def _ready(self) -> list[Entry]:
+        """The first in hand, as many as a cycle may hold, whose schema ids are known; waits until there is one."""
+        if self._framer is None:
+            return self._hand[: self._width]
+        while True:
+            ready = 0
+            for place, (sequence, event) in enumerate(self._hand[: self._width]):
+                if sequence not in self._source.dead and not self._records.ready(event):
+                    settled = self._framer.settle(event)
+                    if not self._records.ready(settled):
+                        break
+                    self._hand[place] = (sequence, settled)
+                ready += 1
+            if ready:
+                return self._hand[:ready]
+            await self._framer.more()
 
     def _record(self, entry: Entry) -> Record:
         sequence, event = entry

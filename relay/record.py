@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from relay.event import EVENT_TYPES, OFFLINE_MESSAGE, UNKNOWN_TYPE, DeadLetterReason, Event, event_type
+from relay.framing import Frame
 
 #: By how many bytes a record is larger than its body, at most: key, headers, framing.
 RECORD_OVERHEAD = 4096
@@ -42,11 +43,19 @@ class Topics(NamedTuple):
         return sorted(names | {self.dead_letters})
 
 
+class Framer(Protocol):
+    """Knows how a record names its schema."""
+
+    def frame(self, topic: str, event: Event) -> Frame | None:
+        """The frame of an event on *topic*, or None as long as its schema's id is not known."""
+
+
 class RecordMaker:
     """Makes the records of events; what events of one workspace and type share is made once."""
 
-    def __init__(self, topics: Topics, data_schema: Callable[[str], str | None]) -> None:
-        """*data_schema* gives the `ce_dataschema` of a Rocket.Chat type."""
+    def __init__(self, topics: Topics, data_schema: Callable[[str], str | None], framer: Framer | None = None) -> None:
+        """*data_schema* gives the `ce_dataschema` of a Rocket.Chat type; without *framer* values are bare."""
+        self._framer = framer
         self._topics = topics
         self._data_schema = data_schema
         self._shared: dict[tuple[str, str], tuple[str, Headers]] = {}
@@ -72,8 +81,21 @@ class RecordMaker:
             headers.append(("relay_error_detail", (event.detail or "").encode()))
         elif event.detail is not None:
             headers.append(("relay_schema_error", event.detail.encode()))
+        value = event.body
+        if self._framer is not None and event.reason is None:  # Dead letters are as they came.
+            framed = self._framer.frame(topic, event)
+            assert framed is not None, "the publisher waits for it"
+            value = framed.prefix + value
+            headers += framed.headers
         # Never later than now: a broker refuses records from the future, and a clock may have been set back.
-        return Record(topic, key or id_, key, event.body, headers, min(event.received_at, now))
+        return Record(topic, key or id_, key, value, headers, min(event.received_at, now))
+
+    def ready(self, event: Event) -> bool:
+        """Whether the record of *event* can be made: whether its schema's id is known."""
+        if self._framer is None or event.reason is not None:
+            return True
+        topic, _ = self._shared.get((event.workspace, event.type)) or self._share(event.workspace, event.type)
+        return self._framer.frame(topic, event) is not None
 
     def refusal(self, sequence: int, event: Event, detail: str, now: int) -> Record:
         """What announces an event that the broker refuses for good: its record for the dead letters, without a body."""

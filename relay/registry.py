@@ -1,200 +1,45 @@
 """
-The schema registry: subjects, a client of the Confluent API, and how a value names its schema.
+The schema registry: a client of the Confluent API.
 
 Confluent, Karapace, Apicurio (`/apis/ccompat/v7`) and Redpanda speak this API with texts of their own, so that only
 statuses and `error_code` count. Nothing here is tried twice: whoever asks waits and asks again.
 """
 
 import base64
-import hashlib
-import json
 import ssl
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from enum import StrEnum
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Self
 from urllib.parse import quote
 
 import orjson
 from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
 from yarl import URL
 
-from relay.errors import RelayError
+from relay.errors import (
+    RegistryError,
+    RegistryFailed,
+    RegistryNotThere,
+    RegistryRefused,
+    RegistryUnreachable,
+    SchemaIncompatible,
+    SchemaMissing,
+    SchemaRefused,
+)
+from relay.framing import Registered
 
 #: What a subject is set to when it is made: consumers that know an older version of a schema can read newer events.
 COMPATIBILITY = "FORWARD_TRANSITIVE"
-
-#: The header of `header` framing, as Confluent's clients name it.
-SCHEMA_ID_HEADER = "__value_schema_id"
-
-Framing = Literal["none", "prefix", "header"]
-Strategy = Literal["topic-record", "record", "topic"]
 
 _CONTENT_TYPE = "application/vnd.schemaregistry.v1+json"
 _SUBJECT_NOT_FOUND = 40401
 #: A 404 of the API's own: no subject, no such schema in it, no setting of its own.
 _MISSING = {_SUBJECT_NOT_FOUND, 40403, 40408}
 _NOT_PERMITTED = 42205
-_PREFIX_BYTES = 5
 _MAX_ID = (1 << 31) - 1
 _MAX_SAID = 300
-
-
-# --- Keep everything, wait, and ask the registry again. ---
-
-
-class RegistryError(RelayError):
-    """The schema registry gave no schema id."""
-
-    def __init__(self, subject: str, reason: str = "") -> None:
-        text = f"{type(self).__doc__} Subject {subject}" if subject else str(type(self).__doc__)
-        super().__init__(f"{text}: {reason}" if reason else text)
-        #: What was asked about; empty if it was not about one subject.
-        self.subject = subject
-        self.reason = reason
-
-
-class RegistryUnreachable(RegistryError):
-    """The schema registry does not answer."""
-
-
-class RegistryFailed(RegistryError):
-    """The schema registry does not do what was asked."""
-
-
-class RegistryNotThere(RegistryFailed):
-    """Something without this part of a schema registry's API answers: is RELAY_SCHEMA_REGISTRY_URL right?"""
-
-
-class RegistryRefused(RegistryError):
-    """The schema registry refuses the relay's rights or password."""
-
-
-class SchemaMissing(RegistryError):
-    """The schema registry does not have this schema."""
-
-    def __init__(self, subject: str, reason: str = "", *, new_subject: bool = False) -> None:
-        super().__init__(subject, reason)
-        #: Whether the subject does not exist either.
-        self.new_subject = new_subject
-
-
-class SchemaIncompatible(RegistryError):
-    """The schema registry finds this schema incompatible with the subject's earlier ones."""
-
-
-class SchemaRefused(RegistryError):
-    """The schema registry takes this for no valid schema."""
-
-
-class GuidMissing(RegistryError):
-    """The schema registry gives no GUIDs, which `header` framing needs."""
-
-
-# --- Subjects. ---
-
-
-class Described(Protocol):
-    """One schema file: schemas.Schema."""
-
-    @property
-    def ce_type(self) -> str:
-        """Its title."""
-
-    @property
-    def text(self) -> str:
-        """The file."""
-
-
-class Registration(NamedTuple):
-    """What a registry is to have under one subject."""
-
-    subject: str
-    text: str
-    #: Of the schema files in *text*: one, or all that share a topic's subject.
-    fingerprints: tuple[str, ...]
-
-
-def fingerprint(text: str) -> str:
-    """A short name for what a schema file says, however it is formatted: what an event remembers of its judge."""
-    return hashlib.sha256(orjson.dumps(orjson.loads(text), option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
-
-
-def subject(strategy: Strategy, topic: str, ce_type: str) -> str:
-    """The subject of such events on *topic*: Confluent's TopicRecord-, Record- or TopicNameStrategy."""
-    names = {"topic-record": f"{topic}-{ce_type}", "record": ce_type, "topic": f"{topic}-value"}
-    return names[strategy]
-
-
-def registrations(strategy: Strategy, placed: Iterable[tuple[str, Described]]) -> list[Registration]:
-    """
-    What a registry is to have for schemas that are *placed* on topics, each subject once.
-
-    With `topic` all schemas of one topic are registered as one: a `oneOf` of them.
-    """
-    members: dict[str, dict[str, str]] = {}
-    for topic, schema in placed:
-        members.setdefault(subject(strategy, topic, schema.ce_type), {})[fingerprint(schema.text)] = schema.text
-    return [
-        Registration(name, texts[0] if len(texts := [*found.values()]) == 1 else _one_of(name, texts), tuple(found))
-        for name, found in members.items()
-    ]
-
-
-def _one_of(title: str, texts: list[str]) -> str:
-    documents: list[dict[str, Any]] = [json.loads(text) for text in texts]
-    return json.dumps({"$schema": documents[0]["$schema"], "title": title, "oneOf": documents})
-
-
-# --- Framing. ---
-
-
-class Registered(NamedTuple):
-    """A schema as the registry knows it."""
-
-    subject: str
-    id: int
-    #: Its 16 bytes, from a registry that has GUIDs.
-    guid: bytes | None = None
-    version: int | None = None
-
-
-class Frame(NamedTuple):
-    """What a record gets so that its value names its schema."""
-
-    prefix: bytes = b""
-    headers: tuple[tuple[str, bytes], ...] = ()
-
-
-def frame(framing: Framing, registered: Registered) -> Frame:
-    """
-    How records of this schema are framed: nothing; 0x00 and the id in four bytes before the value; or a header with
-    0x01 and the GUID.
-
-    Raises: GuidMissing.
-    """
-    if framing == "none":
-        return Frame()
-    if framing == "prefix":
-        return Frame(prefix=b"\x00" + registered.id.to_bytes(4, "big"))
-    if registered.guid is None:
-        raise GuidMissing(
-            registered.subject,
-            f"it gave only the id {registered.id}. Set RELAY_SCHEMA_FRAMING=prefix, or use a registry with GUIDs: "
-            "Confluent's has them, Apicurio's and Karapace's have not.",
-        )
-    return Frame(headers=((SCHEMA_ID_HEADER, b"\x01" + registered.guid),))
-
-
-def unframed(value: bytes) -> tuple[int | None, bytes]:
-    """The id in a value with `prefix` framing and what follows it; no JSON begins with 0x00."""
-    if value[:1] != b"\x00" or len(value) < _PREFIX_BYTES:
-        return None, value
-    return int.from_bytes(value[1:_PREFIX_BYTES], "big"), value[_PREFIX_BYTES:]
-
-
-# --- The client. ---
 
 
 class Standing(StrEnum):
@@ -214,6 +59,14 @@ class Verdict(NamedTuple):
     standing: Standing
     #: For people.
     text: str
+    #: What it has, if that is registered.
+    found: Registered | None = None
+
+    @classmethod
+    def registered(cls, found: Registered) -> Self:
+        """That of a schema which is registered."""
+        version = f", version {found.version}" if found.version else ""
+        return cls(found.subject, Standing.REGISTERED, f"is registered: id {found.id}{version}", found)
 
 
 def basic(username: str, password: str) -> str:
@@ -309,8 +162,7 @@ class Registry:
             if missing.new_subject:
                 return Verdict(subject, Standing.NEW, "the subject does not exist; registering makes it")
         else:
-            version = f", version {found.version}" if found.version else ""
-            return Verdict(subject, Standing.REGISTERED, f"is registered: id {found.id}{version}")
+            return Verdict.registered(found)
         objections = await self._objections(subject, text)
         if objections is None:
             return Verdict(subject, Standing.COMPATIBLE, "would be accepted as a new version")

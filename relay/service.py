@@ -19,9 +19,11 @@ from prometheus_client import CollectorRegistry
 
 from relay import __version__, admin
 from relay.auth import Tokens
-from relay.cluster import Connection
+from relay.clients import connection, registry
 from relay.config import Settings
-from relay.errors import KafkaDenied, SettingsInvalid
+from relay.errors import SettingsInvalid
+from relay.framer import Framer, wanted
+from relay.framing import fingerprint
 from relay.ingress import Ingress
 from relay.kafka import Producer, TopicPlan
 from relay.memory import MemoryQueue
@@ -29,6 +31,7 @@ from relay.metrics import Metrics
 from relay.publisher import Publisher
 from relay.record import RECORD_OVERHEAD, RecordMaker, Topics
 from relay.redact import Redaction
+from relay.schema_ids import SchemaIds
 from relay.schemas import Schemas
 from relay.spool import Spool
 from relay.tls import Certificate
@@ -55,6 +58,9 @@ class Service:
         self._metrics = Metrics(CollectorRegistry())
         self._topics = Topics(settings.topic, settings.dead_letter_topic)
         self._schemas = Schemas.load(settings.schemas_dir)
+        self._fingerprints = {it.rocketchat_type: fingerprint(it.text) for it in self._schemas}
+        self._registry = registry(settings)
+        self._ids: SchemaIds | None = None
         self._started_at = time.time()
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -146,15 +152,42 @@ class Service:
             compression = None if settings.kafka_compression == "none" else settings.kafka_compression
             return Producer(connection(settings), plan, store.identity, compression)
 
-        records = RecordMaker(self._topics, self._data_schema)
-        self._publisher = Publisher(store, connect, records, self._metrics)
-        task = asyncio.create_task(self._publisher.run(), name="publisher")
-        task.add_done_callback(self._publisher_ended)
+        self._ids = self._schema_ids(store)
+        framer = self._framer(self._ids) if self._ids else None
+        records = RecordMaker(self._topics, self._data_schema, framer)
+        self._publisher = Publisher(store, connect, records, self._metrics, framer)
+        tasks = [asyncio.create_task(self._publisher.run(), name="publisher")]
+        if self._ids:
+            tasks.append(asyncio.create_task(self._ids.run(), name="schema ids"))
+        for task in tasks:
+            task.add_done_callback(self._task_ended)
         try:
             yield
         finally:
-            task.cancel()
-            await asyncio.wait([task])
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    def _schema_ids(self, store: Spool | MemoryQueue) -> SchemaIds | None:
+        settings = self._settings
+        if self._registry is None:
+            return None
+        return SchemaIds(
+            self._registry,
+            store,
+            framing=settings.schema_framing,
+            register=settings.schema_register,
+            wanted=lambda: wanted(settings.subject_strategy, self._topics, self._tokens.workspaces, self._schemas),
+            metrics=self._metrics,
+        )
+
+    def _framer(self, ids: SchemaIds) -> Framer | None:
+        if self._settings.schema_framing == "none":
+            return None  # Registered all the same, for consumers that look schemas up by name.
+        judge = None if self._settings.schema_validation == "off" else self._schemas.judge
+        enforce = self._settings.schema_validation == "enforce"
+        strategy = self._settings.subject_strategy
+        return Framer(ids, self._topics, strategy, self._fingerprints, judge, enforce=enforce)
 
     @asynccontextmanager
     async def _listening(self, store: Spool | MemoryQueue) -> AsyncIterator[None]:
@@ -162,6 +195,7 @@ class Service:
         self._ingress = Ingress(
             tokens=self._tokens,
             store=store,
+            fingerprints=self._fingerprints,
             schemas=None if settings.schema_validation == "off" else self._schemas,
             enforce=settings.schema_validation == "enforce",
             redaction=Redaction(settings.redact),
@@ -209,9 +243,10 @@ class Service:
                 extra={"action": "not_drained", "events": store.depth},
             )
 
-    def _publisher_ended(self, task: asyncio.Task[None]) -> None:
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled():
-            log.error("The publisher has died.", exc_info=task.exception(), extra={"action": "publisher_died"})
+            extra = {"action": "task_died", "task": task.get_name()}
+            log.error("The task '%s' has died.", task.get_name(), exc_info=task.exception(), extra=extra)
             self.stop()
             self.stop()
 
@@ -233,7 +268,11 @@ class Service:
             "uptime_seconds": round(time.time() - self._started_at, 3),
             "draining": self._ingress.draining,
             "kafka": {"connected": publisher.connected, "error": publisher.last_error},
-            "registry": {"configured": self._settings.schema_registry_url is not None},
+            "registry": {
+                "configured": self._settings.schema_registry_url is not None,
+                "connected": bool(self._ids and self._ids.connected),
+                "errors": dict(self._ids.errors) if self._ids else {},
+            },
             "spool": {
                 "identity": store.identity,
                 "events": store.depth,
@@ -248,34 +287,9 @@ class Service:
         for workspace, valid in tokens.items():
             self._metrics.add_workspace(workspace, len(valid))
         self._metrics.add_topics(self._topics.all(tokens))
+        if self._ids:
+            self._ids.look_again()
 
     def _data_schema(self, type_name: str) -> str | None:
         schema = self._schemas.get(type_name)
         return schema.uri if schema else None
-
-
-def connection(settings: Settings) -> Connection:
-    """
-    How *settings* say to reach Kafka; the password's file is read anew.
-
-    Raises: KafkaDenied.
-    """
-    try:
-        password = settings.kafka_sasl_password.read() if settings.kafka_sasl_password else None
-    except (OSError, UnicodeDecodeError) as error:
-        raise KafkaDenied(f"RELAY_KAFKA_SASL_PASSWORD_FILE cannot be read: {error}.") from error
-    return Connection(
-        bootstrap_servers=settings.kafka_bootstrap_servers,
-        client_id=settings.kafka_client_id,
-        security_protocol=settings.kafka_security_protocol,
-        sasl_mechanism=settings.kafka_sasl_mechanism,
-        sasl_username=settings.kafka_sasl_username,
-        sasl_password=password,
-        ssl_cafile=_path(settings.kafka_ssl_cafile),
-        ssl_certfile=_path(settings.kafka_ssl_certfile),
-        ssl_keyfile=_path(settings.kafka_ssl_keyfile),
-    )
-
-
-def _path(path: object) -> str | None:
-    return None if path is None else str(path)

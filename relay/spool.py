@@ -13,12 +13,14 @@ import threading
 import time
 import uuid
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 
 from relay.batch import Entry
 from relay.dedupe import DIGEST_BYTES, DedupeMemory, new_repeat
 from relay.errors import RelayError, SpoolFailed, SpoolFull
 from relay.event import Event
+from relay.framing import KnownId
 from relay.metrics import Metrics
 from relay.store import Change, Store
 from relay.watermark import Run, Watermark
@@ -65,6 +67,8 @@ class Spool:
         self.identity = contents.identity
         #: Events that the broker refused, by sequence, with what it said.
         self.dead = contents.dead
+        #: Schema ids as they are kept.
+        self.schema_ids: Sequence[KnownId] = contents.schema_ids
 
         self._next = contents.last_sequence + 1
         self._total_events = contents.total_events
@@ -240,6 +244,16 @@ class Spool:
         commit.change.dead.append((entry, error))
         await commit
         self.dead[entry[0]] = error
+
+    async def remember(self, ids: Sequence[KnownId]) -> None:
+        """
+        Keeps schema ids.
+
+        Raises: SpoolFull, SpoolFailed.
+        """
+        commit = self._gather()
+        commit.change.schema_ids = [*commit.change.schema_ids, *ids]
+        await commit
 
     def watermark(self, sequence: int) -> Watermark:
         """What to write to Kafka with the events up to *sequence*."""

@@ -29,6 +29,7 @@ SELECT json_extract(e.value, '$[0]')  AS sequence,
        json_extract(e.value, '$[7]')  AS time,
        json_extract(e.value, '$[8]')  AS reason,
        json_extract(e.value, '$[9]')  AS detail,
+       json_extract(e.value, '$[12]') AS schema,
        substr(b.bodies, json_extract(e.value, '$[10]') + 1, json_extract(e.value, '$[11]')) AS body
 FROM batches b, json_each(b.events) e;
 
@@ -77,3 +78,13 @@ CREATE TABLE probe (
   id   INTEGER PRIMARY KEY,
   data BLOB NOT NULL
 ) STRICT;
+
+-- Schema ids as a registry gave them, so that a start without the registry publishes.
+CREATE TABLE schema_ids (
+  registry    TEXT NOT NULL,     -- its URL: another registry gives other ids
+  subject     TEXT NOT NULL,
+  fingerprint TEXT NOT NULL,     -- of the schema file
+  id          INTEGER NOT NULL,
+  guid        BLOB,              -- 16 bytes, where the registry has GUIDs
+  PRIMARY KEY (registry, subject, fingerprint)
+) STRICT, WITHOUT ROWID;

@@ -11,7 +11,7 @@ import os
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -23,6 +23,7 @@ import orjson
 from relay.batch import Entry, decode, digests, encode, rows
 from relay.dedupe import Repeat
 from relay.errors import SpoolFailed, SpoolFull, SpoolInUse, SpoolUnusable
+from relay.framing import KnownId
 from relay.watermark import RUNS_NAMED, Run
 
 log = logging.getLogger(__name__)
@@ -60,13 +61,14 @@ class Change:
     dead: list[tuple[Entry, str]] = field(default_factory=list)
     #: Tries whether an event with a body of so many bytes could be stored; leaves nothing.
     probe_bytes: int | None = None
+    schema_ids: Sequence[KnownId] = ()
 
     @property
     def is_plain(self) -> bool:
         """Whether there are events in it and nothing else."""
         return (
             bool(self.entries)
-            and not (self.run or self.repeats or self.dead)
+            and not (self.run or self.repeats or self.dead or self.schema_ids)
             and self.published is None
             and self.forget_before is None
         )
@@ -84,6 +86,7 @@ class Contents(NamedTuple):
     used_bytes: int
     runs: list[Run]
     dead: dict[int, str]
+    schema_ids: list[KnownId]
     digests: list[tuple[int, bytes]]
     repeats: dict[bytes, Repeat]
 
@@ -171,6 +174,7 @@ class Store:
             used_bytes=self._used_bytes,
             runs=[Run(*row) for row in query("SELECT first_sequence, run FROM runs ORDER BY first_sequence")],
             dead=dict(query("SELECT sequence, error FROM dead").fetchall()),
+            schema_ids=[KnownId(*row) for row in query("SELECT * FROM schema_ids")],
             digests=[
                 *query(
                     "SELECT accepted_at, digests FROM digests WHERE accepted_at >= ? ORDER BY last_sequence",
@@ -255,6 +259,7 @@ class Store:
                 "INSERT OR REPLACE INTO dead VALUES (?, ?, ?, ?, ?)",
                 (sequence, orjson.dumps(orjson.loads(fields)[0]).decode(), body, _now(), error),
             )
+        connection.executemany("INSERT OR REPLACE INTO schema_ids VALUES (?, ?, ?, ?, ?)", change.schema_ids)
         if change.published is not None:
             _trim(connection, change.published)
             if change.digests:

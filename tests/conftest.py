@@ -9,20 +9,22 @@ from pathlib import Path
 
 import pytest
 from kafka_for_tests import FoundKafka, NoKafkaError, find_kafka
+from registry_for_tests import find_registry
 
 from relay.dev.download import console_progress
 from relay.dev.kafka import LocalKafka, prepare_runtime
 from relay.dev.kafka_runtime import Runtime
+from relay.dev.registry import LocalRegistry, RegistryRuntime, prepare_registry
 
-KAFKA = pytest.StashKey[str]()
+KAFKA, REGISTRY = pytest.StashKey[str](), pytest.StashKey[str]()
 OwnKafka = Callable[..., LocalKafka]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say which Kafka was taken, and why no other."""
-    how = terminalreporter.config.stash.get(KAFKA, None)
-    if how:
-        terminalreporter.write_line(f"Kafka: {how}")
+    """Say which Kafka and which schema registry were taken, and why no others."""
+    for name, key in (("Kafka", KAFKA), ("Registry", REGISTRY)):
+        if how := terminalreporter.config.stash.get(key, None):
+            terminalreporter.write_line(f"{name}: {how}")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -70,6 +72,29 @@ def own_kafka(kafka_runtime: Runtime) -> Iterator[OwnKafka]:
             return stack.enter_context(kafka)
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def registry_runtime(request: pytest.FixtureRequest) -> RegistryRuntime:
+    """Return what local registries are started from; the first time it is downloaded, with a progress bar."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled(), console_progress("Registry") as on_progress:
+        return prepare_registry(on_progress)
+
+
+@pytest.fixture(scope="session")
+def registry_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Yield the URL of a schema registry that all tests share; give each test subjects of its own (topic_name)."""
+    with find_registry(lambda: request.getfixturevalue("registry_runtime")) as found:
+        request.config.stash[REGISTRY] = found.how
+        yield found.url
+
+
+@pytest.fixture
+def own_registry(registry_runtime: RegistryRuntime) -> Iterator[LocalRegistry]:
+    """Yield a registry for this test alone, to be stopped, frozen and killed."""
+    with LocalRegistry(runtime=registry_runtime) as registry:
+        yield registry
 
 
 @pytest.fixture

@@ -57,6 +57,7 @@ class FaultyProxy:
     requests: list[str] = field(default_factory=list)
     _server: asyncio.Server | None = None
     _reserved: socket.socket | None = None
+    _serving: set[asyncio.Task[None]] = field(default_factory=set)
 
     @property
     def _base(self) -> str:
@@ -92,14 +93,24 @@ class FaultyProxy:
             self._reserved.bind(("127.0.0.1", 0))
             self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self.port = self._reserved.getsockname()[1]
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
 
     async def close(self) -> None:
         """Break what is under way and give the port back."""
         self.mend()
         await self.refuse()
+        for task in self._serving:
+            task.cancel()
+        if self._serving:
+            await asyncio.wait(self._serving)
         if self._reserved:
             self._reserved.close()
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # Our own tasks, so that `close` knows them all: the server's would be left to the loop's end.
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -17,7 +17,7 @@ def test_tables_are_as_declared() -> None:
 
 
 def test_every_setting_named_exists() -> None:
-    known = set(re.findall(r"RELAY_\w+", settings_table())) | {"RELAY_TEST_KAFKA"}
+    known = set(re.findall(r"RELAY_\w+", settings_table())) | {"RELAY_TEST_KAFKA", "RELAY_TEST_REGISTRY"}
     assert set(re.findall(r"RELAY_\w*\w", TEXT)) - {"RELAY_"} <= known
 
 

@@ -14,13 +14,16 @@ PACKAGE = Path(__file__).parents[1] / "relay"
 # From the bottom to the top. A module may import any that is below its own line.
 LAYERS = (
     {"relay", "relay.errors", "relay.logs"},
-    {"relay.event", "relay.watermark", "relay.redact"},
+    {"relay.event", "relay.watermark", "relay.redact", "relay.framing"},
+    {"relay.values"},
     {"relay.config", "relay.metrics", "relay.record", "relay.dedupe", "relay.cluster"},
     {"relay.batch"},
     {"relay.store"},
     {"relay.spool", "relay.memory", "relay.kafka", "relay.registry", "relay.schemas", "relay.auth", "relay.tls"},
-    {"relay.ingress", "relay.publisher", "relay.admin"},
-    {"relay.service"},
+    {"relay.schema_ids"},
+    {"relay.framer"},
+    {"relay.ingress", "relay.publisher", "relay.admin", "relay.clients"},
+    {"relay.service", "relay.subjects"},
     {"relay.check"},
     {"relay.dev"},  # With all that is in it: trying out may use anything.
     {"relay.cli"},

@@ -3,7 +3,6 @@
 import atexit
 import contextlib
 import shutil
-import socket
 import sys
 import tempfile
 import time
@@ -14,7 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from relay.dev.download import Progress
-from relay.dev.java import JavaProcess
+from relay.dev.java import JavaProcess, reserve
 from relay.dev.kafka_requests import create_topics, serving_brokers
 from relay.dev.kafka_runtime import KafkaUnusableError, Runtime, new_id, prepare
 
@@ -49,7 +48,7 @@ class LocalBroker(JavaProcess):
         self.node_id = node_id
         self._cluster = cluster
         self._home = home
-        self._reserved = [_reserve(0), _reserve(0)]
+        self._reserved = [reserve(0), reserve(0)]
         self.port, self.controller_port = (reserved.getsockname()[1] for reserved in self._reserved)
 
     def start(self, *, wait: bool = True) -> None:
@@ -74,7 +73,7 @@ class LocalBroker(JavaProcess):
     def reserve_ports(self) -> None:
         """Keep the ports from everybody else until they are released, also while the broker is down."""
         if not self._reserved:
-            self._reserved = [_reserve(self.port), _reserve(self.controller_port)]
+            self._reserved = [reserve(self.port), reserve(self.controller_port)]
 
     def release_ports(self) -> None:
         while self._reserved:
@@ -241,20 +240,3 @@ def _train(runtime: Runtime) -> bool:
             kafka.create_topics("first")
             return kafka.brokers[0].stop(timeout=120)
     return False
-
-
-def _reserve(port: int) -> socket.socket:
-    """
-    Return a socket bound to *port*, or to a free one for 0, that never listens.
-
-    As long as it is open, nobody is given this port, and on Linux only who asks for it by number and allows reuse, as
-    Java does, may listen there. So it belongs to the broker also while that is down.
-    """
-    reserved = socket.socket()
-    try:
-        reserved.bind((_HOST, port))
-    except OSError:
-        reserved.close()
-        raise
-    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    return reserved

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from relay.dev.download import Progress, cache_dir, digest_of, exclusive, install, read_lock
-from relay.dev.java import Java, find_java
+from relay.dev.download import Progress, cache_dir, digest_of, install, read_lock
+from relay.dev.java import Java, class_archive, find_java
 from relay.errors import RelayError
 
 _LOCK = Path(__file__).with_name("kafka.lock")
@@ -82,10 +82,7 @@ def new_id() -> str:
 
 def prepare(train: Callable[[Runtime], bool], on_progress: Progress | None = None) -> Runtime:
     """
-    Return the runtime; at the first time by downloading it and having *train* start a broker once and stop it cleanly.
-
-    That leaves an archive of loaded classes with which later starts take half the time and half the CPU. All works the
-    same without it.
+    Return the runtime; at the first time by downloading it, and having *train* start a broker once and stop it cleanly.
 
     Raises:
         JavaNotFoundError, DownloadError, KafkaUnusableError: it cannot be had; the message says what to do.
@@ -94,14 +91,10 @@ def prepare(train: Callable[[Runtime], bool], on_progress: Progress | None = Non
     artifacts = read_lock(_LOCK)
     home = cache_dir() / f"kafka-{digest_of(artifacts)[:12]}"
     runtime = Runtime(java, tuple(install(artifacts, home, on_progress=on_progress)))
-    archive = home / f"classes-{java.origin}-{java.version}"
-    make, use = ("AOTCacheOutput", "AOTCache") if java.feature >= 25 else ("ArchiveClassesAtExit", "SharedArchiveFile")
-    if not archive.exists():
-        with exclusive(home.with_name(f"{home.name}.lock")):
-            if not archive.exists():
-                if on_progress:
-                    on_progress(len(artifacts), len(artifacts), "one start, to make the others quick")
-                partial = archive.with_suffix(".partial")
-                if train(replace(runtime, options=(f"-XX:{make}={partial}",))) and partial.exists():
-                    partial.rename(archive)
-    return replace(runtime, options=(f"-XX:{use}={archive}",)) if archive.exists() else runtime
+
+    def train_with(option: str) -> bool:
+        if on_progress:
+            on_progress(len(artifacts), len(artifacts), "one start, to make the others quick")
+        return train(replace(runtime, options=(option,)))
+
+    return replace(runtime, options=class_archive(java, home, train_with))

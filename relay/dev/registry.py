@@ -15,15 +15,14 @@ import tarfile
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from relay.dev.download import Progress, cache_dir, digest_of, exclusive, install, read_lock
-from relay.dev.java import Java, JavaProcess, find_java
-from relay.dev.kafka import _reserve as reserve
+from relay.dev.java import Java, JavaProcess, class_archive, find_java, reserve
 from relay.errors import RelayError
 
 _LOCK = Path(__file__).with_name("registry.lock")
@@ -176,10 +175,7 @@ class LocalRegistry(JavaProcess):
 
 def prepare_registry(on_progress: Progress | None = None) -> RegistryRuntime:
     """
-    Return what registries are started from, downloading and unpacking it the first time.
-
-    That first time a registry is started once, too: it leaves an archive of loaded classes with which later starts take
-    half the time. All works the same without it.
+    Return what registries are started from; the first time by downloading it and starting a registry once.
 
     Raises:
         JavaNotFoundError, DownloadError: it cannot be had; the message says what to do.
@@ -190,21 +186,17 @@ def prepare_registry(on_progress: Progress | None = None) -> RegistryRuntime:
     (tarball,) = install(artifacts, home, on_progress=on_progress)
     application = home / "application"
     runtime = RegistryRuntime(java, application / "quarkus-run.jar")
-    archive = home / f"classes-{java.origin}-{java.version}"
-    if not archive.exists():
+    if not application.exists():
         with exclusive(home.with_name(f"{home.name}.lock")):
             if not application.exists():
-                _tell(on_progress, "unpacking the registry")
                 _unpack(tarball, application)
-            if not archive.exists():
-                _tell(on_progress, "one start, to make the others quick")
-                _archive(runtime, archive, _train)
-    return replace(runtime, options=(f"-XX:{_archive_options(java)[1]}={archive}",)) if archive.exists() else runtime
 
+    def train(option: str) -> bool:
+        if on_progress:
+            on_progress(len(artifacts), len(artifacts), "one start, to make the others quick")
+        return _train(replace(runtime, options=(option,)))
 
-def _tell(on_progress: Progress | None, step: str) -> None:
-    if on_progress:
-        on_progress(1, 1, step)
+    return replace(runtime, options=class_archive(java, home, train))
 
 
 def _unpack(tarball: Path, into: Path) -> None:
@@ -215,17 +207,6 @@ def _unpack(tarball: Path, into: Path) -> None:
         tar.extractall(partial)  # noqa: S202 (filtered above, and its digest is pinned)
     partial.rename(into)
     tarball.unlink()
-
-
-def _archive(runtime: RegistryRuntime, archive: Path, train: Callable[[RegistryRuntime], bool]) -> None:
-    partial = archive.with_suffix(".partial")
-    make, _ = _archive_options(runtime.java)
-    if train(replace(runtime, options=(f"-XX:{make}={partial}",))) and partial.exists():
-        partial.rename(archive)
-
-
-def _archive_options(java: Java) -> tuple[str, str]:
-    return ("AOTCacheOutput", "AOTCache") if java.feature >= 25 else ("ArchiveClassesAtExit", "SharedArchiveFile")
 
 
 def _train(runtime: RegistryRuntime) -> bool:

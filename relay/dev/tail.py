@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import os
+import uuid
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from datetime import UTC, datetime
@@ -11,14 +12,17 @@ from typing import Any
 import orjson
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
+from relay.clients import connection
 from relay.cluster import Cluster, Connection, translated
 from relay.config import Settings
 from relay.errors import TopicsMissing
 from relay.event import CE_TYPE_PREFIX
+from relay.framing import SCHEMA_ID_HEADER, unframed
 from relay.record import Topics
-from relay.service import connection
 
 _CHAT_WIDTH, _TYPE_WIDTH = 24, 20
+#: A header that names a schema: the version of its form, 1, and the GUID.
+_GUID_BYTES = 17
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -117,6 +121,8 @@ def line(record: ConsumerRecord) -> str:
     size = len(record.value or b"")
     place = f"{record.partition}@{record.offset}"
     text = f"{when[11:23]}  {type_name:<{_TYPE_WIDTH}} {key:<{_CHAT_WIDTH}} {size:>7} B  {place}"
+    if (schema := schema_id(record)) is not None:
+        text += f"  schema {schema}"
     if reason := headers.get("relay_error_reason"):
         text += f"  {reason}: {headers.get('relay_error_detail', '')}"
     return "".join(character if character.isprintable() else "?" for character in text)
@@ -125,10 +131,11 @@ def line(record: ConsumerRecord) -> str:
 def as_json(record: ConsumerRecord) -> str:
     """A record as one JSON object; a value that is no JSON stands there as text."""
     value: Any
+    _, body = unframed(record.value or b"null")
     try:
-        value = orjson.loads(record.value or b"null")
+        value = orjson.loads(body)
     except orjson.JSONDecodeError:
-        value = record.value.decode(errors="replace")
+        value = body.decode(errors="replace")
     return orjson.dumps(
         {
             "topic": record.topic,
@@ -137,10 +144,26 @@ def as_json(record: ConsumerRecord) -> str:
             "timestamp": record.timestamp,
             "key": None if record.key is None else record.key.decode(errors="replace"),
             "headers": _headers(record),
+            "schema_id": schema_id(record),
             "value": value,
         }
     ).decode()
 
 
+def schema_id(record: ConsumerRecord) -> int | str | None:
+    """The registry's id or GUID of the schema of *record*'s value, however it is framed."""
+    for name, value in record.headers:
+        if name == SCHEMA_ID_HEADER:
+            return _guid(value)
+    return unframed(record.value or b"")[0]
+
+
 def _headers(record: ConsumerRecord) -> dict[str, str]:
-    return {name: value.decode(errors="replace") for name, value in record.headers}
+    return {
+        name: _guid(value) if name == SCHEMA_ID_HEADER else value.decode(errors="replace")
+        for name, value in record.headers
+    }
+
+
+def _guid(value: bytes) -> str:
+    return str(uuid.UUID(bytes=value[1:])) if len(value) == _GUID_BYTES else value.hex()

@@ -4,29 +4,16 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from relay.dev.registry import LocalRegistry, RegistryRuntime, RegistryUnusableError, prepare_registry
-from relay.registry import Registry, RegistryUnreachable
+from relay.dev.registry import LocalRegistry, RegistryRuntime, RegistryUnusableError
+from relay.errors import RegistryUnreachable
+from relay.registry import Registry
 from relay.schemas import Schemas
 
 SCHEMA = next(iter(Schemas.load()))
-
-
-@pytest.fixture(scope="session")
-def registry_runtime() -> RegistryRuntime:
-    """Return what local registries are started from."""
-    return prepare_registry()
-
-
-@pytest.fixture
-def own_registry(registry_runtime: RegistryRuntime) -> Iterator[LocalRegistry]:
-    """Yield a registry for this test alone, to be stopped, frozen and killed."""
-    with LocalRegistry(runtime=registry_runtime) as registry:
-        yield registry
 
 
 async def register(registry: LocalRegistry, *, patience: float = 10) -> int:

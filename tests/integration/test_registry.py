@@ -11,16 +11,12 @@ from typing import Any, NamedTuple
 
 import pytest
 from faulty_proxy import Answer, Cut, Hold, Reset, faulty_proxy
-from registry_for_tests import FoundRegistry, find_registry, registry_says, stub_registry
+from registry_for_tests import registry_says, stub_registry
 
 from relay.dev.chats import conversation
-from relay.dev.registry import LocalRegistry, prepare_registry
-from relay.registry import (
-    COMPATIBILITY,
-    Framing,
+from relay.dev.registry import LocalRegistry, RegistryRuntime
+from relay.errors import (
     GuidMissing,
-    Registered,
-    Registry,
     RegistryError,
     RegistryFailed,
     RegistryRefused,
@@ -28,13 +24,9 @@ from relay.registry import (
     SchemaIncompatible,
     SchemaMissing,
     SchemaRefused,
-    Standing,
-    basic,
-    fingerprint,
-    frame,
-    registrations,
-    unframed,
 )
+from relay.framing import Framing, Registered, fingerprint, frame, registrations, unframed
+from relay.registry import COMPATIBILITY, Registry, Standing, basic
 from relay.schemas import DRAFT_07, Schemas
 
 SHIPPED = {schema.name: schema for schema in Schemas.load()}
@@ -42,16 +34,9 @@ SAVED = SHIPPED["message-saved"]
 Document = dict[str, Any]
 
 
-@pytest.fixture(scope="session")
-def found_registry() -> Iterator[FoundRegistry]:
-    """Yield a registry that all tests share; give each test subjects of its own (topic)."""
-    with find_registry(prepare_registry) as found:
-        yield found
-
-
 @pytest.fixture
-def url(found_registry: FoundRegistry) -> str:
-    return found_registry.url
+def url(registry_url: str) -> str:
+    return registry_url
 
 
 @pytest.fixture
@@ -384,7 +369,7 @@ async def test_a_held_request_is_given_up_and_the_next_one_served(url: str, topi
 
 
 @pytest.fixture(scope="module")
-def guarded() -> Iterator[LocalRegistry]:
+def guarded(registry_runtime: RegistryRuntime) -> Iterator[LocalRegistry]:
     """Yield a registry with two users: `relay` may do all, `reader` may read."""
     users = "quarkus.security.users.embedded"
     properties = {
@@ -396,7 +381,7 @@ def guarded() -> Iterator[LocalRegistry]:
         f"{users}.users.reader": "sesame",
         f"{users}.roles.reader": "sr-readonly",
     }
-    with LocalRegistry(properties=properties) as registry:
+    with LocalRegistry(properties=properties, runtime=registry_runtime) as registry:
         yield registry
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from relay.auth import Match, Tokens
-from relay.config import Secret
 from relay.errors import BadToken
+from relay.values import Secret
 
 
 class Clock:

@@ -41,6 +41,10 @@ DEFAULTS = {
     "RELAY_SCHEMA_REGISTRY_URL": "",
     "RELAY_SCHEMA_REGISTRY_USERNAME": "",
     "RELAY_SCHEMA_REGISTRY_PASSWORD": "",
+    "RELAY_SCHEMA_REGISTRY_TOKEN": "",
+    "RELAY_SCHEMA_REGISTRY_SSL_CAFILE": "",
+    "RELAY_SCHEMA_REGISTRY_SSL_CERTFILE": "",
+    "RELAY_SCHEMA_REGISTRY_SSL_KEYFILE": "",
     "RELAY_SCHEMA_FRAMING": "none",
     "RELAY_SUBJECT_STRATEGY": "topic-record",
     "RELAY_SCHEMA_REGISTER": "true",
@@ -122,6 +126,10 @@ def test_a_value_is_read(name: str, text: str, value: object) -> None:
         ("RELAY_KAFKA_SASL_MECHANISM", "GSSAPI"),
         ("RELAY_KAFKA_SSL_CAFILE", "/nowhere/ca.crt"),
         ("RELAY_KAFKA_COMPRESSION", "brotli"),
+        ("RELAY_SCHEMA_REGISTRY_URL", "localhost:8081"),
+        ("RELAY_SCHEMA_REGISTRY_URL", "http://relay:sesame@localhost:8081"),
+        ("RELAY_SCHEMA_REGISTRY_URL", "http://localhost:8081/?x"),
+        ("RELAY_SCHEMA_REGISTRY_SSL_CAFILE", "/nowhere/ca.crt"),
         ("RELAY_SCHEMA_FRAMING", "avro"),
         ("RELAY_SUBJECT_STRATEGY", "TopicName"),
         ("RELAY_SCHEMA_REGISTER", "2"),
@@ -237,11 +245,21 @@ def test_a_secret_s_file_without_a_secret_is_told(tmp_path: Path, content: bytes
     assert problem.startswith("RELAY_TOKEN")
 
 
-@pytest.mark.parametrize("name", ["RELAY_TOKEN", "RELAY_KAFKA_SASL_PASSWORD", "RELAY_SCHEMA_REGISTRY_PASSWORD"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "RELAY_TOKEN",
+        "RELAY_KAFKA_SASL_PASSWORD",
+        "RELAY_SCHEMA_REGISTRY_PASSWORD",
+        "RELAY_SCHEMA_REGISTRY_TOKEN",
+    ],
+)
 def test_every_secret_may_come_from_a_file(tmp_path: Path, name: str) -> None:
     file = tmp_path / "secret"
     file.write_text("hidden")
-    environ = {} if name == "RELAY_TOKEN" else NEEDED
+    environ = NEEDED if name != "RELAY_TOKEN" else {}
+    if name == "RELAY_SCHEMA_REGISTRY_PASSWORD":
+        environ = environ | {"RELAY_SCHEMA_REGISTRY_USERNAME": "ada"}
     assert Settings.read(environ | {f"{name}_FILE": str(file)}).effective()[name] == str(file)
 
 
@@ -265,6 +283,12 @@ def test_without_a_token_there_is_no_start_unless_it_is_allowed(tmp_path: Path) 
         {"RELAY_KAFKA_SSL_KEYFILE": __file__},
         {"RELAY_KAFKA_SECURITY_PROTOCOL": "SASL_PLAINTEXT"},
         {"RELAY_KAFKA_SECURITY_PROTOCOL": "SASL_SSL", "RELAY_KAFKA_SASL_USERNAME": "ada"},
+        {"RELAY_SCHEMA_FRAMING": "prefix"},
+        {"RELAY_SCHEMA_FRAMING": "header"},
+        {"RELAY_SCHEMA_REGISTRY_USERNAME": "ada"},
+        {"RELAY_SCHEMA_REGISTRY_PASSWORD": "sesame"},
+        {"RELAY_SCHEMA_REGISTRY_SSL_CERTFILE": __file__},
+        {"RELAY_SCHEMA_REGISTRY_SSL_KEYFILE": __file__},
         {"RELAY_DEAD_LETTER_TOPIC": "rocketchat.omnichannel"},
         {"RELAY_WATERMARK_TOPIC": "rocketchat.omnichannel"},
         {"RELAY_TOPIC": "rocketchat.omnichannel.dead-letter"},
@@ -275,6 +299,18 @@ def test_without_a_token_there_is_no_start_unless_it_is_allowed(tmp_path: Path) 
 def test_settings_that_contradict_each_other_are_told(environ: dict[str, str]) -> None:
     (problem,) = problems(NEEDED | environ)
     assert all(name in problem or name == "RELAY_KAFKA_SECURITY_PROTOCOL" for name in environ)
+
+
+def test_a_registry_knows_the_relay_by_its_token_or_its_user_not_both() -> None:
+    names = ("RELAY_SCHEMA_REGISTRY_USERNAME", "RELAY_SCHEMA_REGISTRY_PASSWORD", "RELAY_SCHEMA_REGISTRY_TOKEN")
+    (problem,) = problems(NEEDED | dict.fromkeys(names, "x"))
+    assert problem.startswith("RELAY_SCHEMA_REGISTRY_TOKEN and RELAY_SCHEMA_REGISTRY_USERNAME: ")
+
+
+@pytest.mark.parametrize(("given", "in_force"), [("", "prefix"), ("none", "none"), ("header", "header")])
+def test_with_a_registry_values_have_a_prefix_unless_another_framing_is_set(given: str, in_force: str) -> None:
+    environ = {"RELAY_SCHEMA_REGISTRY_URL": "http://localhost:8081", "RELAY_SCHEMA_FRAMING": given}
+    assert Settings.read(NEEDED | environ).effective()["RELAY_SCHEMA_FRAMING"] == in_force
 
 
 def test_without_a_spool_its_size_is_free() -> None:

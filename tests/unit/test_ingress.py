@@ -14,13 +14,13 @@ from aiohttp import web
 
 from relay import errors, ingress
 from relay.auth import Tokens
-from relay.config import Secret
 from relay.errors import Unavailable
 from relay.event import DeadLetterReason, Event
 from relay.ingress import Ingress
 from relay.metrics import Metrics
 from relay.redact import Redaction
 from relay.schemas import Schemas
+from relay.values import Secret
 
 Until = Callable[[Callable[[], object]], Awaitable[None]]
 TOKEN = "s3cret-token"

@@ -9,12 +9,8 @@ import pytest
 from faulty_proxy import Answer, Cut, FaultyProxy, Hold, Reset, faulty_proxy
 from registry_for_tests import StubRegistry, stub_registry
 
-from relay.registry import (
-    COMPATIBILITY,
-    Frame,
+from relay.errors import (
     GuidMissing,
-    Registered,
-    Registry,
     RegistryError,
     RegistryFailed,
     RegistryNotThere,
@@ -23,15 +19,9 @@ from relay.registry import (
     SchemaIncompatible,
     SchemaMissing,
     SchemaRefused,
-    Standing,
-    basic,
-    bearer,
-    fingerprint,
-    frame,
-    registrations,
-    subject,
-    unframed,
 )
+from relay.framing import Frame, Registered, fingerprint, frame, registrations, subject, unframed
+from relay.registry import COMPATIBILITY, Registry, Standing, basic, bearer
 from relay.schemas import DRAFT_07, Schemas
 
 GUID = uuid.UUID("89791762-2336-4186-9674-299b90a802e2")

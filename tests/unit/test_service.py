@@ -1,24 +1,20 @@
 import asyncio
-import gc
 import logging
 import signal
 import socket
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, closing
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
-import aiohttp
 import pytest
+from service_for_tests import MESSAGE, TOKEN, ask, post, process_as_it_was, running, started
 
 from relay.config import Settings
-from relay.errors import KafkaDenied, SettingsInvalid, SpoolInUse
-from relay.service import Service, connection
+from relay.errors import SettingsInvalid, SpoolInUse
+from relay.service import Service
 
 Until = Callable[[Callable[[], object]], Awaitable[None]]
-TOKEN = "s3cret-token"
-MESSAGE = b'{"_id":"c","type":"Message","messages":[{"ts":"2026-11-20T09:00:01.120Z"}]}'
 
 
 @pytest.fixture
@@ -39,54 +35,9 @@ def environ(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture(autouse=True)
-async def _process_as_it_was() -> AsyncIterator[None]:
-    thresholds = gc.get_threshold()
-    yield
-    gc.unfreeze()
-    gc.set_threshold(*thresholds)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.remove_signal_handler(number)
-
-
-async def started(service: Service) -> asyncio.Task[None]:
-    task = asyncio.create_task(service.run())
-    async with asyncio.timeout(30):
-        while service.ports == (0, 0):
-            if task.done():
-                await task
-            await asyncio.sleep(0.001)
-    return task
-
-
-@asynccontextmanager
-async def running(environ: dict[str, str]) -> AsyncIterator[Service]:
-    service = Service(Settings.read(environ))
-    task = await started(service)
-    try:
-        yield service
-    finally:
-        service.stop()
-        async with asyncio.timeout(30):
-            await task
-
-
-async def post(service: Service, body: bytes = MESSAGE, token: str = TOKEN) -> int:
-    headers = {"X-RocketChat-Livechat-Token": token}
-    async with (
-        aiohttp.ClientSession() as session,
-        session.post(f"http://127.0.0.1:{service.ports[0]}/rocketchat", data=body, headers=headers) as response,
-    ):
-        return response.status
-
-
-async def ask(service: Service, path: str) -> tuple[int, Any]:
-    async with (
-        aiohttp.ClientSession() as session,
-        session.get(f"http://127.0.0.1:{service.ports[1]}{path}") as response,
-    ):
-        body = await response.text()
-        return response.status, await response.json() if path == "/status" else body
+def _process_as_it_was() -> Iterator[None]:
+    with process_as_it_was():
+        yield
 
 
 def stored(environ: dict[str, str]) -> list[bytes]:
@@ -219,30 +170,3 @@ async def test_neither_token_nor_body_is_logged(environ: dict[str, str], caplog:
             await post(service, b'{"_id":"visitor-secret","type":"Message"}', token)
     for text in (TOKEN, "visitor-secret", "visitor-guess"):
         assert text not in caplog.text
-
-
-def test_the_settings_say_how_to_reach_kafka(environ: dict[str, str], tmp_path: Path) -> None:
-    password = tmp_path / "password"
-    password.write_text("first\n")
-    settings = Settings.read(
-        environ
-        | {
-            "RELAY_KAFKA_BOOTSTRAP_SERVERS": "a:1,b:2",
-            "RELAY_KAFKA_CLIENT_ID": "sidecar",
-            "RELAY_KAFKA_SECURITY_PROTOCOL": "SASL_SSL",
-            "RELAY_KAFKA_SASL_MECHANISM": "SCRAM-SHA-512",
-            "RELAY_KAFKA_SASL_USERNAME": "ada",
-            "RELAY_KAFKA_SASL_PASSWORD_FILE": str(password),
-            "RELAY_KAFKA_SSL_CAFILE": str(password),
-        }
-    )
-    found = connection(settings)
-    assert (found.bootstrap_servers, found.client_id) == ("a:1,b:2", "sidecar")
-    assert (found.security_protocol, found.sasl_mechanism) == ("SASL_SSL", "SCRAM-SHA-512")
-    assert (found.sasl_username, found.sasl_password) == ("ada", "first")
-    assert (found.ssl_cafile, found.ssl_certfile) == (str(password), None)
-    password.write_text("second")
-    assert connection(settings).sasl_password == "second"
-    password.unlink()
-    with pytest.raises(KafkaDenied, match="RELAY_KAFKA_SASL_PASSWORD_FILE"):
-        connection(settings)

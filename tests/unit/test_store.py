@@ -14,6 +14,7 @@ from relay.batch import Entry
 from relay.dedupe import Repeat
 from relay.errors import SpoolFailed, SpoolFull, SpoolInUse, SpoolUnusable
 from relay.event import DeadLetterReason, Event
+from relay.framing import KnownId
 from relay.store import FORMAT, HEADROOM_BYTES, PAGE_SIZE, Change, Store
 from relay.watermark import RUNS_NAMED, Run
 
@@ -81,7 +82,7 @@ def test_a_new_spool_is_empty_and_has_a_name_of_its_own(path: Path, tmp_path: Pa
         assert uuid.UUID(contents.identity).version == 4
         assert contents.identity != other.contents(0).identity
         assert contents._replace(identity="", used_bytes=0) == (
-            *("", 0, 0, 0, 0, None, 0, [], {}, [], {}),
+            *("", 0, 0, 0, 0, None, 0, [], {}, [], [], {}),
         )  # fmt: skip
     with closing(Store(path, MAX_BYTES)) as again:
         assert again.contents(0).identity == contents.identity
@@ -276,6 +277,18 @@ def test_the_last_runs_that_led_to_what_is_published_are_kept(store: Store, make
     kept = store.contents(0).runs
     assert kept == runs[-len(kept) :]
     assert RUNS_NAMED <= len(kept) <= RUNS_NAMED + 1
+
+
+def test_schema_ids_are_kept_also_when_an_event_is_written_with_them(path: Path, make_event: MakeEvent) -> None:
+    old, new, other = (
+        KnownId("url", "s", fingerprint, id_, None) for fingerprint, id_ in (("a", 1), ("a", 2), ("b", 3))
+    )
+    with closing(Store(path, MAX_BYTES)) as store:
+        store.write(Change(schema_ids=[old]))
+        store.write(Change(entries_from(1, [make_event()]), total_events=1, schema_ids=[new]))
+        store.write(Change(schema_ids=[other]))
+    with closing(Store(path, MAX_BYTES)) as again:
+        assert again.contents(0).schema_ids == [new, other]
 
 
 def test_dead_events_are_kept_with_their_bodies(path: Path, make_event: MakeEvent) -> None:

@@ -1,0 +1,70 @@
+"""How the settings say to reach Kafka and the schema registry."""
+
+import ssl
+
+from relay.cluster import Connection
+from relay.config import Settings
+from relay.errors import KafkaDenied, RegistryRefused, SettingsInvalid
+from relay.registry import Registry, basic, bearer
+
+
+def connection(settings: Settings) -> Connection:
+    """
+    How *settings* say to reach Kafka; the password's file is read anew.
+
+    Raises: KafkaDenied.
+    """
+    try:
+        password = settings.kafka_sasl_password.read() if settings.kafka_sasl_password else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise KafkaDenied(f"RELAY_KAFKA_SASL_PASSWORD_FILE cannot be read: {error}.") from error
+    return Connection(
+        bootstrap_servers=settings.kafka_bootstrap_servers,
+        client_id=settings.kafka_client_id,
+        security_protocol=settings.kafka_security_protocol,
+        sasl_mechanism=settings.kafka_sasl_mechanism,
+        sasl_username=settings.kafka_sasl_username,
+        sasl_password=password,
+        ssl_cafile=_path(settings.kafka_ssl_cafile),
+        ssl_certfile=_path(settings.kafka_ssl_certfile),
+        ssl_keyfile=_path(settings.kafka_ssl_keyfile),
+    )
+
+
+def registry(settings: Settings) -> Registry | None:
+    """
+    How *settings* say to reach the schema registry, if there is one; its secret is read anew at each request.
+
+    Raises: SettingsInvalid if a certificate cannot be used.
+    """
+    url = settings.schema_registry_url
+    if url is None:
+        return None
+
+    def authorization() -> str | None:
+        try:
+            if settings.schema_registry_token:
+                return bearer(settings.schema_registry_token.read())
+            if settings.schema_registry_username and settings.schema_registry_password:
+                return basic(settings.schema_registry_username, settings.schema_registry_password.read())
+        except (OSError, UnicodeDecodeError) as error:
+            raise RegistryRefused("", f"the file with its secret cannot be read: {error}") from error
+        return None
+
+    tls = _registry_tls(settings) if url.startswith("https:") else None
+    return Registry(url, authorization=authorization, ssl_context=tls)
+
+
+def _registry_tls(settings: Settings) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=settings.schema_registry_ssl_cafile)
+        if settings.schema_registry_ssl_certfile:
+            context.load_cert_chain(settings.schema_registry_ssl_certfile, settings.schema_registry_ssl_keyfile)
+    except OSError as error:
+        files = "RELAY_SCHEMA_REGISTRY_SSL_CAFILE, _CERTFILE, _KEYFILE"
+        raise SettingsInvalid([f"{files}: one of them cannot be used: {error}."]) from error
+    return context
+
+
+def _path(path: object) -> str | None:
+    return None if path is None else str(path)

@@ -1,0 +1,42 @@
+import json
+import uuid
+
+import pytest
+from aiokafka import ConsumerRecord
+
+from relay.dev.tail import as_json, line, schema_id
+
+GUID = uuid.UUID("89791762-2336-4186-9674-299b90a802e2")
+BODY = b'{"_id":"c"}'
+
+
+def record(value: bytes | None, *headers: tuple[str, bytes]) -> ConsumerRecord[bytes, bytes]:
+    given = (("ce_type", b"chat.rocket.omnichannel.message.saved"), *headers)
+    return ConsumerRecord("chats", 0, 7, 0, 0, b"c", value, None, 1, len(value or b""), given)
+
+
+@pytest.mark.parametrize(
+    ("framed", "id_"),
+    [
+        (record(BODY), None),
+        (record(b"\x00\x00\x00\x01\x02" + BODY), 258),
+        (record(BODY, ("__value_schema_id", b"\x01" + GUID.bytes)), str(GUID)),
+    ],
+    ids=["none", "prefix", "header"],
+)
+def test_a_value_is_shown_as_json_with_the_id_of_its_schema_however_it_is_framed(
+    framed: ConsumerRecord[bytes, bytes], id_: int | str | None
+) -> None:
+    assert schema_id(framed) == id_
+    shown = json.loads(as_json(framed))
+    assert (shown["value"], shown["schema_id"]) == ({"_id": "c"}, id_)
+    assert line(framed).endswith("0@7" if id_ is None else f"0@7  schema {id_}")
+
+
+def test_what_is_no_json_is_shown_as_text() -> None:
+    assert json.loads(as_json(record(b"{oops")))["value"] == "{oops"
+    assert json.loads(as_json(record(None)))["value"] is None
+
+
+def test_a_header_of_another_client_s_form_is_shown_as_hexadecimal() -> None:
+    assert schema_id(record(BODY, ("__value_schema_id", b"\x07\xff"))) == "07ff"
