@@ -2,8 +2,10 @@
 The durable queue between the senders and Kafka.
 
 `append` returns once the event is fsynced, in one transaction with all that arrived meanwhile; one thread writes.
-`take` gives the events in sequence: from memory while the publisher keeps up, from the file when it is behind, so that
-memory is bounded whatever the backlog. All state but the file belongs to the event loop's thread.
+`take` gives the events in sequence (backlog.py); what is on Kafka is trimmed in the next append's transaction. All
+state but the file belongs to the event loop's thread.
+
+Longer than other modules: what one transaction holds, and what becomes of it, is one story.
 """
 
 import asyncio
@@ -12,10 +14,10 @@ import queue
 import threading
 import time
 import uuid
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
+from relay.backlog import Backlog
 from relay.batch import Entry
 from relay.dedupe import DIGEST_BYTES, DedupeMemory, new_repeat
 from relay.errors import RelayError, SpoolFailed, SpoolFull
@@ -27,8 +29,6 @@ from relay.watermark import Run, Watermark
 
 log = logging.getLogger(__name__)
 
-#: Bodies kept in memory for the publisher; beyond it reads them from the file.
-MEMORY_BYTES = 4 << 20
 #: Seconds from one commit to the next under load: its fixed cost, some 100 us of CPU, is shared by what arrives
 #: meanwhile. The first event after a pause does not wait.
 COMMIT_INTERVAL = 0.002
@@ -93,19 +93,7 @@ class Spool:
         self._writer = threading.Thread(target=self._write, name="spool-writer")
         self._writer.start()
 
-        # Reading: what is beyond _cursor and up to _disk_last is in the file, what follows in _memory; while
-        # _memory is shut everything is.
-        self._cursor = contents.published
-        self._disk_last = contents.last_sequence
-        self._memory: deque[Entry] = deque()
-        self._memory_bytes = 0
-        self._memory_shut = False
-        self._untaken = contents.pending_events
-        self._taken: deque[Entry] = deque()
-        self._oldest_received_at = contents.oldest_received_at or 0
-        self._wanted = 0
-        self._arrived: asyncio.Future[None] | None = None
-        self._drained: asyncio.Future[None] | None = None
+        self._backlog = Backlog(store, contents)
 
     @classmethod
     async def open(cls, path: Path, *, max_bytes: int, dedupe_seconds: float, metrics: Metrics) -> "Spool":
@@ -171,7 +159,7 @@ class Spool:
     @property
     def depth(self) -> int:
         """How many events are not known to be on Kafka."""
-        return self._untaken + len(self._taken)
+        return self._backlog.depth
 
     @property
     def used_bytes(self) -> int:
@@ -181,20 +169,11 @@ class Spool:
     @property
     def oldest_age(self) -> float:
         """Seconds since the oldest of them was received; of a backlog in the file at least that."""
-        if not self.depth:
-            return 0.0
-        if self._taken:
-            self._oldest_received_at = self._taken[0][1].received_at
-        elif self._memory and self._cursor >= self._disk_last:
-            self._oldest_received_at = self._memory[0][1].received_at
-        return max(0.0, time.time() - self._oldest_received_at / 1000)
+        return self._backlog.oldest_age
 
     async def wait(self, count: int = 1) -> None:
         """Returns when *count* events can be taken."""
-        while self._untaken < count:
-            self._wanted = count
-            self._arrived = self._loop.create_future()
-            await self._arrived
+        await self._backlog.wait(count)
 
     async def take(self, max_events: int, max_bytes: int) -> list[Entry]:
         """
@@ -202,37 +181,20 @@ class Spool:
 
         Raises: SpoolFailed.
         """
-        if self._cursor < self._disk_last:
-            if self._memory_shut and self._disk_last - self._cursor <= max_events:
-                self._memory_shut = False  # Nearly caught up: what comes from now on fits into memory.
-            before = None if self._memory_shut else self._disk_last + 1
-            entries = await asyncio.to_thread(self._store.read, self._cursor, before, max_events, max_bytes)
-        else:
-            entries = self._take_from_memory(max_events, max_bytes)
-        if entries:
-            self._cursor = entries[-1][0]
-            self._untaken -= len(entries)
-            self._taken.extend(entries)
-        return entries
+        return await self._backlog.take(max_events, max_bytes)
 
     def published(self, sequence: int) -> None:
         """Every event up to *sequence* is on Kafka: they need not be kept."""
-        while self._taken and self._taken[0][0] <= sequence:
-            _, event = self._taken.popleft()
-            self._oldest_received_at = event.received_at
+        for event in self._backlog.published(sequence):
             if self._dedupe.window and not event.repeatable:
                 self._digests.append(event.digest[:DIGEST_BYTES])
-        if self._drained and not self._drained.done() and not self.depth:
-            self._drained.set_result(None)
         if self._published is None or sequence > self._published:
             self._published = sequence
             self._trim_later()
 
     async def drained(self) -> None:
         """Returns when every event is on Kafka. For one caller at a time."""
-        while self.depth:
-            self._drained = self._loop.create_future()
-            await self._drained
+        await self._backlog.drained()
 
     async def bury(self, entry: Entry, error: str) -> None:
         """
@@ -385,10 +347,7 @@ class Spool:
         if not change.entries:
             return
         self._run_stored = True
-        self._offer(change.entries)
-        self._untaken += len(change.entries)
-        if self._arrived and not self._arrived.done() and self._untaken >= self._wanted:
-            self._arrived.set_result(None)
+        self._backlog.add(change.entries)
 
     def _not_stored(self, change: Change) -> None:
         self._refused_bytes = max([len(event.body) for _, event in change.entries], default=self._refused_bytes)
@@ -426,29 +385,6 @@ class Spool:
     def _trim_later(self) -> None:
         if self._trim_timer is None:
             self._trim_timer = self._loop.call_later(TRIM_SECONDS, self._flush)
-
-    # --- Reading. ---
-
-    def _offer(self, entries: list[Entry]) -> None:
-        if not self._memory_shut:
-            self._memory.extend(entries)
-            self._memory_bytes += sum(len(event.body) for _, event in entries)
-            if self._memory_bytes <= MEMORY_BYTES:
-                return
-            self._memory_shut = True
-            self._memory.clear()
-            self._memory_bytes = 0
-        self._disk_last = entries[-1][0]
-
-    def _take_from_memory(self, max_events: int, max_bytes: int) -> list[Entry]:
-        entries: list[Entry] = []
-        size = 0
-        while self._memory and len(entries) < max_events and size < max_bytes:
-            entry = self._memory.popleft()
-            size += len(entry[1].body)
-            entries.append(entry)
-        self._memory_bytes -= size
-        return entries
 
     def _steady_now(self) -> int:
         return round((time.monotonic() + self._clock_offset) * 1000)

@@ -3,9 +3,10 @@ The spool's file: the only place that knows SQLite.
 
 Durability is SQLite's with `synchronous=FULL` in WAL mode: `write` returns after the fsync of everything it was given,
 or raises and has changed nothing. Everything here blocks; spool.py calls it from its own threads.
+
+Longer than other modules: all SQL is here, and nowhere else.
 """
 
-import fcntl
 import logging
 import os
 import sqlite3
@@ -22,7 +23,8 @@ import orjson
 
 from relay.batch import Entry, decode, digests, encode, rows
 from relay.dedupe import Repeat
-from relay.errors import SpoolFailed, SpoolFull, SpoolInUse, SpoolUnusable
+from relay.errors import SpoolFailed, SpoolFull, SpoolUnusable
+from relay.files import Reserve, make_private, own, sync_directory
 from relay.framing import KnownId
 from relay.watermark import RUNS_NAMED, Run
 
@@ -32,8 +34,6 @@ FORMAT = 1
 PAGE_SIZE = 4096
 #: Beyond the limit, for what makes room again: trims, dead events, dedupe memory.
 HEADROOM_BYTES = 8 << 20
-#: Disk space in a file of its own, given up on a full disk so that what is on Kafka can be taken out.
-RESERVE_BYTES = 4 << 20
 #: How much of the file is given back to the file system after one transaction, with events and without.
 _VACUUM_BYTES, _IDLE_VACUUM_BYTES = 1 << 20, 8 << 20
 #: For how many transactions the bytes in use are reckoned before they are asked for.
@@ -102,21 +102,19 @@ class Store:
         """
         self._path = path
         self._max_pages = (max_bytes + HEADROOM_BYTES) // PAGE_SIZE
-        self._reserve = path.with_name(path.name + ".reserve")
-        self._reserved = False
+        self._reserve = Reserve(path.with_name(path.name + ".reserve"))
         self._used_bytes = self._estimates = 0
         self._shrinkable = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with ExitStack() as undo:
-                self._lock = _own(path)
-                # Made here, or SQLite would let everybody read what customers write; its other files follow suit.
-                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+                self._lock = own(path)
+                make_private(path)
                 undo.callback(os.close, self._lock)
                 self._writer: sqlite3.Connection | None = undo.enter_context(closing(self._connect()))
                 self._reader = undo.enter_context(closing(self._connect()))
-                self._keep_reserve()
-                _sync_directory(path.parent)
+                self._reserve.keep()
+                sync_directory(path.parent)
                 undo.pop_all()
         except (OSError, sqlite3.Error) as error:
             raise SpoolUnusable(f"The spool {path} cannot be opened: {error}.") from error
@@ -207,7 +205,7 @@ class Store:
             self._make_durable(change)
         except SpoolFull:
             # What takes events out must be written too, and it alone makes room.
-            if change.published is None or change.entries or not self._release_reserve():
+            if change.published is None or change.entries or not self._reserve.release():
                 raise
             self._make_durable(change)
         try:
@@ -279,7 +277,7 @@ class Store:
         self._estimates = 0
         if change.probe_bytes is not None:
             connection.execute("DELETE FROM probe")
-        self._keep_reserve()
+        self._reserve.keep()
         pages, free = self._pages(connection)
         self._used_bytes = (pages - free) * PAGE_SIZE
         vacuum_bytes = _VACUUM_BYTES if change.entries else _IDLE_VACUUM_BYTES
@@ -287,24 +285,6 @@ class Store:
         if self._shrinkable:
             # executescript: the pragma frees one page a step, and in Python 3.11 execute takes one step only.
             connection.executescript(f"PRAGMA incremental_vacuum({vacuum_bytes // PAGE_SIZE})")
-
-    def _keep_reserve(self) -> None:
-        if not self._reserved:
-            descriptor = os.open(self._reserve, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                os.posix_fallocate(descriptor, 0, RESERVE_BYTES)
-                self._reserved = True
-            except OSError:  # Another time: there is no space for it now.
-                os.truncate(descriptor, 0)
-            finally:
-                os.close(descriptor)
-
-    def _release_reserve(self) -> bool:
-        if not self._reserved:
-            return False
-        os.truncate(self._reserve, 0)
-        self._reserved = False
-        return True
 
     @staticmethod
     def _pages(connection: sqlite3.Connection) -> tuple[int, int]:
@@ -353,23 +333,6 @@ class Store:
         os.close(self._lock)
 
 
-def _own(path: Path) -> int:
-    # A lock of our own beside the file: SQLite's would shut out the commands that look into a running spool.
-    lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        owner = os.read(lock, 20).decode(errors="replace").strip()
-        os.close(lock)
-        raise SpoolInUse(
-            f"The spool {path} belongs to another relay (process {owner or 'unknown'}): "
-            "stop that one, or set another RELAY_SPOOL_PATH."
-        ) from None
-    os.truncate(lock, 0)
-    os.write(lock, f"{os.getpid()}\n".encode())
-    return lock
-
-
 def _create(connection: sqlite3.Connection) -> None:
     connection.execute(f"PRAGMA page_size={PAGE_SIZE}")
     connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
@@ -385,15 +348,6 @@ def _inserts(change: Change) -> Iterator[tuple[int, int, int, int, str, bytes]]:
     for row in rows(change.entries):
         total += len(row)
         yield row[-1][0], change.accepted_at, row[0][1].received_at, total, *encode(row)
-
-
-def _sync_directory(directory: Path) -> None:
-    # A file is only as durable as its name.
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _trim(connection: sqlite3.Connection, upto: int) -> None:

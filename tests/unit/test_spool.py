@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
+from relay import backlog as backlog_module
 from relay import spool as spool_module
 from relay.batch import Entry
 from relay.errors import SpoolFailed, SpoolFull, SpoolInUse
@@ -426,11 +427,11 @@ async def test_a_publisher_that_keeps_up_never_reads_the_file(
 async def test_a_backlog_stays_out_of_memory(
     writes: Writes, path: Path, make_event: MakeEvent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spool_module, "MEMORY_BYTES", 100_000)
+    monkeypatch.setattr(backlog_module, "MEMORY_BYTES", 100_000)
     async with opened(path) as spool:
         for start in range(0, 200, 20):
             await asyncio.gather(*(spool.append(make_event(start + n, padding=5_000)) for n in range(20)))
-        assert sum(len(event.body) for _, event in spool._memory) <= 100_000
+        assert sum(len(event.body) for _, event in spool._backlog._memory) <= 100_000
         taken: list[Entry] = []
         while piece := await spool.take(30, 1 << 30):
             taken += piece
@@ -447,7 +448,7 @@ async def test_a_backlog_stays_out_of_memory(
 async def test_an_event_that_is_read_before_its_commit_is_announced_is_given_once(
     writes: Writes, path: Path, make_event: MakeEvent, monkeypatch: pytest.MonkeyPatch, until: Until
 ) -> None:
-    monkeypatch.setattr(spool_module, "MEMORY_BYTES", 1)
+    monkeypatch.setattr(backlog_module, "MEMORY_BYTES", 1)
     async with opened(path) as spool:
         for number in range(5):
             await spool.append(make_event(number))
@@ -470,7 +471,7 @@ async def test_no_event_is_lost_doubled_or_out_of_order_however_arrival_and_taki
     path: Path, make_event: MakeEvent, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     rng = random.Random(seed)
-    monkeypatch.setattr(spool_module, "MEMORY_BYTES", rng.choice([1, 300, 2_000, 20_000]))
+    monkeypatch.setattr(backlog_module, "MEMORY_BYTES", rng.choice([1, 300, 2_000, 20_000]))
     monkeypatch.setattr(spool_module, "TRIM_SECONDS", 0.001)
     write = Store.write
 
@@ -608,7 +609,7 @@ async def test_a_spool_goes_on_where_it_was(path: Path, make_event: MakeEvent) -
 async def test_a_backlog_comes_before_what_arrives_after_the_start(
     path: Path, make_event: MakeEvent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spool_module, "MEMORY_BYTES", 2_000)
+    monkeypatch.setattr(backlog_module, "MEMORY_BYTES", 2_000)
     async with opened(path) as spool:
         await asyncio.gather(*(spool.append(make_event(number)) for number in range(25)))
         await asyncio.gather(*(spool.append(make_event(number)) for number in range(25, 50)))
