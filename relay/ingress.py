@@ -109,6 +109,8 @@ class Ingress:
         self._max_body_bytes = max_body_bytes
         self._metrics = metrics
         self._codes = {code: metrics.http_requests.labels(str(code)) for code in (200, *_TITLES)}
+        self._under_way = 0
+        self._settled: asyncio.Future[None] | None = None
         #: Whether every delivery is refused, because the relay is about to stop.
         self.draining = False
 
@@ -126,13 +128,24 @@ class Ingress:
             refusal = self.problem(405, "Deliveries are POSTed.")
             refusal.headers[hdrs.ALLOW] = hdrs.METH_POST
             return refusal
+        self._under_way += 1
         try:
             response: web.StreamResponse = await self._accept(request, workspace, started)
         except Rejected as error:
             self._metrics.reject(error)
             response = self.problem(_STATUS[type(error)], str(error))
+        finally:
+            self._under_way -= 1
+            if self._settled and not self._settled.done() and not self._under_way:
+                self._settled.set_result(None)
         self._metrics.accept_duration.observe(time.perf_counter() - started)
         return response
+
+    async def settled(self) -> None:
+        """Returns when no delivery is under way. For one caller at a time."""
+        while self._under_way:
+            self._settled = asyncio.get_running_loop().create_future()
+            await self._settled
 
     async def _accept(self, request: web.BaseRequest, workspace: str, started: float) -> web.StreamResponse:
         match = self._tokens.match(workspace, request.headers.get(TOKEN_HEADER))

@@ -229,13 +229,16 @@ class Service:
             self._settings.drain_seconds,
             extra={"action": "draining", "events": store.depth},
         )
-        drained = asyncio.create_task(store.drained(), name="drained")
         hurried = asyncio.create_task(self._hurry.wait(), name="hurried")
-        await asyncio.wait(
-            {drained, hurried}, timeout=self._settings.drain_seconds, return_when=asyncio.FIRST_COMPLETED
-        )
-        for task in (drained, hurried):
+        # What is under way may still be answered 200, and is then to be published too.
+        for stage, seconds in (
+            (self._ingress.settled(), _FINISH_SECONDS),
+            (store.drained(), self._settings.drain_seconds),
+        ):
+            task = asyncio.create_task(stage)
+            await asyncio.wait({task, hurried}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             task.cancel()
+        hurried.cancel()
         if store.depth:
             log.warning(
                 "%d events are still in the spool; the next start publishes them.",

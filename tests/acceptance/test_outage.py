@@ -169,7 +169,7 @@ def test_a_relay_that_refuses_deliveries_is_not_ready(make_relay: MakeRelay, ful
     send_until_refused(relay, size=500)
 
     assert relay.admin("/readyz")[0] == 503
-    assert post(relay.port, message(new_chat())).status == 503
+    assert post(relay.port, message(new_chat(), text="x" * 1_000)).status == 503
 
 
 def send_until_refused(relay: RelayProcess, *, size: int = 20_000) -> tuple[list[Sent], Answer]:
