@@ -17,6 +17,7 @@ check: $(READY)
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/pytest -q tests/test_layering.py
 
 format: $(READY)
 	@$(BIN)/ruff format --quiet .

@@ -33,7 +33,11 @@ async def check(settings: Settings) -> list[Finding]:
 
 async def _findings(settings: Settings) -> AsyncIterator[Finding]:
     yield Finding(True, "settings", "understood")
-    tokens = Tokens(settings.token, settings.workspaces_dir)
+    try:
+        tokens = Tokens(settings.token, settings.workspaces_dir)
+    except (OSError, ValueError) as error:
+        yield Finding(False, "tokens", str(error))
+        return
     yield Finding(True, "tokens", f"workspaces: {', '.join(tokens.workspaces)}")
     yield Finding(True, "schemas", f"{len(Schemas.load(settings.schemas_dir))} event types")
     if settings.ack == "spool":

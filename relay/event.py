@@ -24,6 +24,10 @@ TEST_DELIVERY_ID = "fasd6f5a4sd6f8a4sdf"
 #: The workspace of deliveries to `/rocketchat`.
 DEFAULT_WORKSPACE = "default"
 
+#: Characters of a chat's id or an e-mail address: both become key and header of a record, which must stay small even
+#: where the body cannot be published.
+MAX_KEY_LENGTH = 512
+
 #: The value of `type` wherever the sender's own is not one of EVENT_TYPES.
 UNKNOWN_TYPE = "unknown"
 
@@ -190,7 +194,7 @@ class Event(NamedTuple):
             reason, detail = DeadLetterReason.UNKNOWN_TYPE, "/type: not one of Rocket.Chat's event types"
         elif key is None:
             place = "/visitor/email" if kind.name == OFFLINE_MESSAGE else "/_id"
-            reason, detail = DeadLetterReason.NO_KEY, f"{place}: not a non-empty string"
+            reason, detail = DeadLetterReason.NO_KEY, f"{place}: not a string of 1 to {MAX_KEY_LENGTH} characters"
         time = kind.time(payload)
         return cls(
             delivery.workspace,
@@ -220,16 +224,20 @@ class Event(NamedTuple):
 def _key(kind: EventType, payload: Payload) -> str | None:
     if kind.name == OFFLINE_MESSAGE:
         email = _inner(payload, "visitor", "email")
-        key = f"offline:{email.lower()}" if isinstance(email, str) and email else None
+        key = f"offline:{email.lower()}" if _fits(email) else None
     else:
         chat = payload.get("_id")
-        key = chat if isinstance(chat, str) and chat else None
+        key = chat if _fits(chat) else None
     if key is not None and not key.isascii():
         try:
             key.encode()
         except UnicodeEncodeError:  # A lone surrogate: no UTF-8 for it.
             return None
     return key
+
+
+def _fits(text: object) -> TypeGuard[str]:
+    return isinstance(text, str) and 0 < len(text) <= MAX_KEY_LENGTH
 
 
 def _is_time(text: object) -> TypeGuard[str]:

@@ -250,7 +250,7 @@ def _workspace(path: str) -> str | None:
 class _Accepted(web.StreamResponse):
     """200 with an empty body, in one write. Every answer is the same but for the date, so it is not put together."""
 
-    _sent = False
+    _sent = _kept = False
 
     async def prepare(self, request: web.BaseRequest) -> None:
         if self._sent:

@@ -184,6 +184,8 @@ class Producer:
         return turns
 
     def _partition(self, topic: str, key: bytes) -> int:
+        if topic not in self._partitions:
+            raise TopicsMissing(f"Missing in Kafka, or hidden from this user: topic {topic}, for events in the spool.")
         return key_hash(key) % self._partitions[topic]
 
     # --- Topics. ---
@@ -199,7 +201,8 @@ class Producer:
                 "Create it, or set RELAY_TOPIC_CREATE=true."
             )
         _refuse_leaderless({name: found[name] for name in self._needed()})
-        self._partitions = {name: found[name].partitions for name in self._needed()}
+        # Of all there are: the spool may hold events of a workspace that is no longer in the settings.
+        self._partitions = {name: topic.partitions for name, topic in found.items()}
 
     def _needed(self) -> list[str]:
         return [*self._plan.topics, *([self._plan.watermarks] if self._plan.watermarks else [])]

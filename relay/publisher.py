@@ -128,6 +128,8 @@ class Publisher:
         #: What keeps the events from Kafka, or none.
         self.last_error: str | None = "not connected yet"
         self._last_label = ""
+        #: Whether a producer that started failed before it had published: the next start alone proves nothing.
+        self._doubtful = False
 
     @property
     def connected(self) -> bool:
@@ -150,18 +152,23 @@ class Publisher:
             try:
                 while not producer.spent:
                     await self._cycle(producer)
-            except RelayError:
+            except RelayError as error:
                 self._metrics.producer_restarts.inc()
+                self._doubtful = not isinstance(error, RecordsRefused)
                 raise
         finally:
             await producer.close()
 
     async def _start(self, producer: Producer) -> None:
-        self._covered = self._source.resume(await producer.start())
+        self._covered = self._source.resume(await _started(producer))
         self._drop_covered()
+        if not (self._doubtful and self._hand):
+            self._note_connected()
+
+    def _note_connected(self) -> None:
         if not self.connected:
             log.info(
-                "Kafka is connected; %d events wait in the spool.",
+                "Kafka is connected; %d events wait.",
                 self._source.depth,
                 extra={"action": "kafka_connected", "events": self._source.depth},
             )
@@ -187,11 +194,15 @@ class Publisher:
             await producer.close()
             self._width = max(1, len(entries) // 2)
             if len(entries) == 1:
+                if entries[0][0] in self._source.dead:
+                    raise KafkaLost(f"The announcement of dead event {entries[0][0]} is refused: {error}") from error
                 await self._judge(entries[0], error)
                 self._width = MAX_EVENTS
             raise
         self._committed_at = time.monotonic()
         self._failures = 0
+        self._doubtful = False
+        self._note_connected()
         self._hand = self._hand[len(entries) :]
         if not self._hand:
             self._width = MAX_EVENTS
@@ -241,9 +252,11 @@ class Publisher:
         # right after: a watermark that covers nothing new.
         probe = self._connect()
         try:
-            self._covered = self._source.resume(await probe.start())
+            self._covered = self._source.resume(await _started(probe))
             harmless = [] if probe.transactional else [self._records.refusal(*entry, str(error), _now())]
             await probe.publish(harmless, self._source.watermark(self._covered))
+        except RecordsRefused as refusal:
+            raise KafkaLost(f"Kafka refuses everything: {refusal}") from refusal
         finally:
             await probe.close()
         await self._source.bury(entry, str(error))
@@ -264,7 +277,7 @@ class Publisher:
             self._metrics.kafka_connected.set(0)
             if self.connected or error.label != self._last_label:
                 log.warning(
-                    "Kafka is lost, events wait in the spool: %s",
+                    "Kafka is lost, events wait: %s",
                     error,
                     extra={"action": "kafka_lost", "error": error.label},
                 )
@@ -297,6 +310,13 @@ class Publisher:
                 metrics.events_dead_lettered.labels(reason).inc()
             elif event.detail is not None:
                 metrics.events_invalid.labels(event.type).inc()
+
+
+async def _started(producer: Producer) -> Watermark | None:
+    try:
+        return await producer.start()
+    except RecordsRefused as error:  # There were none: this is about Kafka.
+        raise KafkaLost(str(error)) from error
 
 
 def _now() -> int:

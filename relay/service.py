@@ -21,7 +21,7 @@ from relay import __version__, admin
 from relay.auth import Tokens
 from relay.clients import connection, registry
 from relay.config import Settings
-from relay.errors import SettingsInvalid
+from relay.errors import RelayError, SettingsInvalid
 from relay.framer import Framer, wanted
 from relay.framing import fingerprint
 from relay.ingress import Ingress
@@ -62,6 +62,7 @@ class Service:
         self._registry = registry(settings)
         self._ids: SchemaIds | None = None
         self._started_at = time.time()
+        self._failure: RelayError | None = None
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._listens = asyncio.Event()
@@ -95,7 +96,7 @@ class Service:
         """
         Serves until `stop`, or until SIGTERM or SIGINT.
 
-        Raises: SpoolUnusable, OSError if a port is taken.
+        Raises: SpoolUnusable; OSError if a port is taken; RelayError if a part of it died.
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -113,6 +114,8 @@ class Service:
             await self._stop.wait()
             await self._drain(store)
         log.info("Stopped.", extra={"action": "stopped"})
+        if self._failure:
+            raise self._failure
 
     @asynccontextmanager
     async def _open_store(self) -> AsyncIterator[Spool | MemoryQueue]:
@@ -241,8 +244,11 @@ class Service:
         hurried.cancel()
         if store.depth:
             log.warning(
-                "%d events are still in the spool; the next start publishes them.",
+                "%d events are %s.",
                 store.depth,
+                "still in the spool; the next start publishes them"
+                if self._settings.ack == "spool"
+                else "not confirmed by Kafka, nor answered 200",
                 extra={"action": "not_drained", "events": store.depth},
             )
 
@@ -250,6 +256,7 @@ class Service:
         if not task.cancelled():
             extra = {"action": "task_died", "task": task.get_name()}
             log.error("The task '%s' has died.", task.get_name(), exc_info=task.exception(), extra=extra)
+            self._failure = RelayError(f"The task '{task.get_name()}' has died; the log says why.")
             self.stop()
             self.stop()
 

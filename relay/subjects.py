@@ -117,6 +117,9 @@ async def _each(
 
 
 def _sources(settings: Settings) -> tuple[Topics, list[str], Schemas]:
-    tokens = Tokens(settings.token, settings.workspaces_dir)
+    try:
+        tokens = Tokens(settings.token, settings.workspaces_dir)
+    except (OSError, ValueError) as error:
+        raise SettingsInvalid([str(error)]) from error
     topics = Topics(settings.topic, settings.dead_letter_topic)
     return topics, tokens.workspaces, Schemas.load(settings.schemas_dir)

@@ -68,6 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
         own = _own(arguments, kafka.bootstrap_servers, registry.url if registry else None, data)
         settings = Settings.read(_environ(os.environ, own, token))
         logs.configure(os.environ.get("RELAY_LOG_LEVEL", "warning"), settings.log_format)
+        if settings.token:
+            token = settings.token.read().split()[0]
         return uvloop.run(_serve(settings, token, play=arguments.play, once=arguments.once))
 
 

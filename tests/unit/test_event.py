@@ -212,8 +212,13 @@ def test_a_missing_chat_id_makes_a_dead_letter_without_a_key() -> None:
     assert event_of({"type": "Message"}).reason is DeadLetterReason.NO_KEY
 
 
+def test_a_chat_id_too_long_for_a_key_makes_a_dead_letter_without_one() -> None:
+    event = event_of({"_id": "a" * 513, "type": "Message"})
+    assert (event.key, event.reason) == (None, DeadLetterReason.NO_KEY)
+
+
 @pytest.mark.parametrize(
-    "chat", ["c", " ", "z\u00fcrich", "\U0001f600", "a" * 10_000, "offline:x", "\x00", "8qTgXo3LmZrK5wYcN"]
+    "chat", ["c", " ", "z\u00fcrich", "\U0001f600", "a" * 512, "offline:x", "\x00", "8qTgXo3LmZrK5wYcN"]
 )
 def test_any_text_is_a_chat_id(chat: str) -> None:
     event = event_of({"_id": chat, "type": "Message"})

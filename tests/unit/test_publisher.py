@@ -503,6 +503,32 @@ async def test_one_refused_event_is_found_buried_and_announced_in_its_place(
     assert value("relay_publish_errors_total", {"error": "refused"}) == refusals
 
 
+async def test_a_refused_announcement_is_an_alarm_and_not_a_second_death(
+    spool: Spool, kafka: FakeKafka, make_event: MakeEvent, until: Until, *, caplog: pytest.LogCaptureFixture
+) -> None:
+    (sent,) = await fill(spool, [make_event(1)])
+    # The event alone; what is harmless passes; its announcement does not, until the broker is mended.
+    kafka.faults.extend([RecordsRefused(), None, RecordsRefused(), RecordsRefused()])
+    async with publishing(spool, kafka) as publisher:
+        await until(lambda: "announcement" in (publisher.last_error or ""))
+        assert not publisher.connected
+        await until(lambda: spool.depth == 0)
+    assert sent not in kafka.bodies
+    assert len([record for record in caplog.records if getattr(record, "action", "") == "event_dead"]) == 1
+
+
+async def test_a_broker_that_refuses_everything_is_lost_and_kills_no_event(
+    spool: Spool, kafka: FakeKafka, make_event: MakeEvent, until: Until
+) -> None:
+    sent = await fill(spool, [make_event(1)])
+    kafka.faults.extend([RecordsRefused(), RecordsRefused()])
+    async with publishing(spool, kafka) as publisher:
+        await until(lambda: "refuses everything" in (publisher.last_error or ""))
+        await until(lambda: spool.depth == 0)
+    assert kafka.bodies == sent
+    assert not spool.dead
+
+
 async def test_every_refused_event_among_many_is_found(
     spool: Spool, kafka: FakeKafka, make_event: MakeEvent, until: Until
 ) -> None:
