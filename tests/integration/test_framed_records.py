@@ -349,7 +349,7 @@ def decode(environ: dict[str, str], records: Sequence[Message]) -> list[Any]:
     from confluent_kafka.schema_registry.json_schema import JSONDeserializer
     from confluent_kafka.serialization import MessageField, SerializationContext
 
-    with SchemaRegistryClient({"url": environ["RELAY_SCHEMA_REGISTRY_URL"]}) as client:
+    with SchemaRegistryClient({"url": environ["RELAY_SCHEMA_REGISTRY_URL"], "timeout": 5}) as client:
         deserialize = JSONDeserializer(None, schema_registry_client=client)
         return [
             deserialize(value(it), SerializationContext(it.topic() or "", MessageField.VALUE, it.headers()))

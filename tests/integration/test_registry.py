@@ -294,7 +294,7 @@ def decode(url: str, topic: str, records: Framed) -> list[Document]:
     from confluent_kafka.schema_registry.json_schema import JSONDeserializer
     from confluent_kafka.serialization import MessageField, SerializationContext
 
-    with SchemaRegistryClient({"url": url}) as client:
+    with SchemaRegistryClient({"url": url, "timeout": 5}) as client:
         deserialize = JSONDeserializer(None, schema_registry_client=client)
         return [
             deserialize(value, SerializationContext(topic, MessageField.VALUE, headers)) for value, headers in records
@@ -313,7 +313,7 @@ def encode(url: str, topic: str, bodies: list[bytes], framing: Framing) -> Frame
 
     schemas = {schema.rocketchat_type: schema for schema in SHIPPED.values()}
     records: Framed = []
-    with SchemaRegistryClient({"url": url}) as client:
+    with SchemaRegistryClient({"url": url, "timeout": 5}) as client:
         for body in bodies:
             document = json.loads(body)
             serialize = JSONSerializer(
