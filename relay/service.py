@@ -96,7 +96,7 @@ class Service:
         """
         Serves until `stop`, or until SIGTERM or SIGINT.
 
-        Raises: SpoolUnusable; OSError if a port is taken; RelayError if a part of it died.
+        Raises: SpoolUnusable; RelayError if a port is taken or a part of it died.
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -213,10 +213,9 @@ class Service:
             await webhook.setup()
             await console.setup()
             context = self._certificate.context if self._certificate else None
-            await web.TCPSite(
-                webhook, settings.http_host, settings.http_port, backlog=1024, ssl_context=context
-            ).start()
-            await web.TCPSite(console, settings.admin_host, settings.admin_port).start()
+            host, port = settings.http_host, settings.http_port
+            await _open(web.TCPSite(webhook, host, port, backlog=1024, ssl_context=context), "RELAY_HTTP_PORT")
+            await _open(web.TCPSite(console, settings.admin_host, settings.admin_port), "RELAY_ADMIN_PORT")
             self.ports = (webhook.addresses[0][1], console.addresses[0][1])
             yield
         finally:
@@ -303,3 +302,10 @@ class Service:
     def _data_schema(self, type_name: str) -> str | None:
         schema = self._schemas.get(type_name)
         return schema.uri if schema else None
+
+
+async def _open(site: web.TCPSite, variable: str) -> None:
+    try:
+        await site.start()
+    except OSError as error:
+        raise RelayError(f"{site.name} cannot be opened: {error.strerror}. Set another {variable}.") from error

@@ -11,7 +11,7 @@ import pytest
 from service_for_tests import MESSAGE, TOKEN, ask, post, process_as_it_was, running, started
 
 from relay.config import Settings
-from relay.errors import SettingsInvalid, SpoolInUse
+from relay.errors import RelayError, SettingsInvalid, SpoolInUse
 from relay.service import Service
 
 Until = Callable[[Callable[[], object]], Awaitable[None]]
@@ -124,9 +124,9 @@ async def test_a_port_that_is_taken_is_told_and_leaves_the_spool_free(environ: d
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        with pytest.raises(OSError, match="address already in use"):
+        with pytest.raises(RelayError, match=r"already in use.*RELAY_HTTP_PORT"):
             await Service(Settings.read(environ | {"RELAY_HTTP_PORT": port})).run()
-        with pytest.raises(OSError, match="address already in use"):
+        with pytest.raises(RelayError, match=r"already in use.*RELAY_ADMIN_PORT"):
             await Service(Settings.read(environ | {"RELAY_ADMIN_PORT": port})).run()
     async with running(environ) as service:
         assert await post(service) == 200
