@@ -41,6 +41,7 @@ MAX_BATCH_BYTES = 256 << 10
 MAX_RECORDS = 1_000_000_000
 _CLOSE_TIMEOUT = 5.0
 _EXPLAIN_TIMEOUT = 5.0
+_EXPLAIN_TRIES = 10
 _WATERMARK_CONFIG = {"cleanup.policy": "compact", "segment.bytes": str(16 << 20), "min.cleanable.dirty.ratio": "0.1"}
 
 
@@ -217,14 +218,17 @@ class Producer:
 
     async def _explained(self, error: KafkaLost) -> KafkaLost:
         # One partition without a leader stops every transaction, and aiokafka does not say which.
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_EXPLAIN_TIMEOUT):
-                found = await self._cluster.topics()
-            _refuse_leaderless({name: topic for name, topic in found.items() if name in self._needed()})
-        except PartitionLeaderless as reason:
-            return reason
-        except (KafkaLost, TimeoutError):
-            pass
+                for _ in range(_EXPLAIN_TRIES):
+                    try:
+                        found = await self._cluster.topics()
+                        _refuse_leaderless({name: topic for name, topic in found.items() if name in self._needed()})
+                    except PartitionLeaderless as reason:
+                        return reason
+                    except KafkaLost:
+                        continue  # It asks any broker, and may have asked the one that is gone.
+                    break
         return error
 
     # --- The end. ---
