@@ -208,6 +208,29 @@ async def test_missing_topics_are_named_and_not_created(
     assert [name for name in names if name.startswith(topic_name)] == [topic_name]
 
 
+async def test_events_of_a_workspace_that_was_removed_are_published_as_long_as_their_topic_is_there(
+    kafka: FoundKafka, make_producer: MakeProducer, topic_name: str
+) -> None:
+    removed = f"{topic_name}.removed"
+    kafka.create_topics(removed)
+    producer = make_producer(kafka)
+    await producer.start()
+
+    await producer.publish([record(removed, b"one"), record(topic_name, b"two")], watermark(2))
+
+    assert values(kafka, removed) == [b"one"]
+
+
+async def test_a_missing_topic_of_a_workspace_that_was_removed_is_named(
+    kafka: FoundKafka, make_producer: MakeProducer, topic_name: str
+) -> None:
+    producer = make_producer(kafka)
+    await producer.start()
+
+    with pytest.raises(TopicsMissing, match=rf"topic {topic_name}\.removed, for events in the spool"):
+        await producer.publish([record(f"{topic_name}.removed", b"one")], watermark(1))
+
+
 async def test_created_topics_are_fit_for_their_purpose(
     kafka: FoundKafka, make_producer: MakeProducer, topic_name: str
 ) -> None:

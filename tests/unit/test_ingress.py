@@ -1,6 +1,7 @@
 import asyncio
 import hashlib
 import json
+import logging
 import socket
 import struct
 import time
@@ -643,7 +644,9 @@ async def test_a_late_answer_is_not_noted(port: Port, monkeypatch: pytest.Monkey
     assert port.store.answered_events == []
 
 
-async def test_an_answer_that_nobody_waits_for_is_not_noted(port: Port, until: Until) -> None:
+async def test_an_answer_that_nobody_waits_for_is_not_noted(
+    port: Port, until: Until, caplog: pytest.LogCaptureFixture
+) -> None:
     port.store.gate.clear()
     async with port.connection() as client:
         client.send(request(LEAD))
@@ -655,6 +658,8 @@ async def test_an_answer_that_nobody_waits_for_is_not_noted(port: Port, until: U
     await until(lambda: port.store.events)
     assert (await port.ask(request(MESSAGE))).status == 200
     assert port.store.answered_events == []
+    # A sender that hangs up is no fault of the relay's own.
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 async def test_an_answer_that_meets_a_broken_connection_is_not_noted(port: Port, until: Until) -> None:
