@@ -2,31 +2,24 @@
 The webhook port. `_accept` is what happens to every delivery, from top to bottom.
 
 Rocket.Chat counts exactly 200 as success and stores a response body as the room's `crmData`: so 200 with an empty body
-is the one success, and everything else goes through the table below.
+is the one success, and everything else goes through the table in answers.py.
 """
 
 import asyncio
 import logging
 import time
 from collections.abc import Mapping
-from email.utils import formatdate
-from functools import lru_cache
 from typing import Any, Protocol
 
-import orjson
-from aiohttp import ClientPayloadError, HttpVersion11, StreamReader, hdrs, web
+from aiohttp import ClientPayloadError, StreamReader, hdrs, web
 from aiohttp.web_protocol import RequestHandler
 
+from relay.answers import INTERNAL, STATUS, TITLES, Accepted, problem
 from relay.auth import Tokens
 from relay.errors import (
-    BadJson,
-    BadToken,
     ClientDisconnected,
     Draining,
-    KafkaUnavailable,
     Rejected,
-    SpoolFailed,
-    SpoolFull,
     TooLarge,
 )
 from relay.event import DEFAULT_WORKSPACE, NO_SCHEMAS, DeadLetterReason, Delivery, Event, is_test_delivery
@@ -39,32 +32,10 @@ PATH = "/rocketchat"
 TOKEN_HEADER = "X-RocketChat-Livechat-Token"  # noqa: S105
 #: Seconds after which Rocket.Chat gives an answer up, by default.
 SENDER_PATIENCE = 5.0
-RETRY_AFTER = "5"
 #: Seconds for the body to arrive.
 BODY_TIMEOUT = 60.0
 #: Seconds an idle connection is kept: longer than the sender keeps it, or it would meet a closed one.
 KEEP_ALIVE = 75.0
-_INTERNAL = 500
-
-_STATUS: Mapping[type[Rejected], int] = {
-    BadJson: 400,
-    BadToken: 401,
-    ClientDisconnected: 400,
-    TooLarge: 413,
-    SpoolFull: 503,
-    SpoolFailed: 503,
-    KafkaUnavailable: 503,
-    Draining: 503,
-}
-_TITLES = {
-    400: "Bad Request",
-    401: "Unauthorized",
-    404: "Not Found",
-    405: "Method Not Allowed",
-    413: "Content Too Large",
-    _INTERNAL: "Internal Server Error",
-    503: "Service Unavailable",
-}
 
 
 class EventStore(Protocol):
@@ -108,7 +79,7 @@ class Ingress:
         self._redaction = redaction
         self._max_body_bytes = max_body_bytes
         self._metrics = metrics
-        self._codes = {code: metrics.http_requests.labels(str(code)) for code in (200, *_TITLES)}
+        self._codes = {code: metrics.http_requests.labels(str(code)) for code in (200, *TITLES)}
         self._under_way = 0
         self._settled: asyncio.Future[None] | None = None
         #: Whether every delivery is refused, because the relay is about to stop.
@@ -133,7 +104,7 @@ class Ingress:
             response: web.StreamResponse = await self._accept(request, workspace, started)
         except Rejected as error:
             self._metrics.reject(error)
-            response = self.problem(_STATUS[type(error)], str(error))
+            response = self.problem(STATUS[type(error)], str(error))
         finally:
             self._under_way -= 1
             if self._settled and not self._settled.done() and not self._under_way:
@@ -226,18 +197,14 @@ class Ingress:
         if in_time and transport is not None and not transport.is_closing():
             self._store.answered(event)
 
-    def _ok(self) -> "_Accepted":
+    def _ok(self) -> Accepted:
         self._codes[200].inc()
-        return _Accepted()
+        return Accepted()
 
     def problem(self, status: int, detail: str) -> web.Response:
-        """An error answer (RFC 9457), counted."""
+        """An error answer, counted."""
         self._codes[status].inc()
-        problem = {"type": "about:blank", "title": _TITLES[status], "status": status, "detail": detail}
-        response = web.Response(status=status, body=orjson.dumps(problem), content_type="application/problem+json")
-        if status == _STATUS[SpoolFull]:
-            response.headers[hdrs.RETRY_AFTER] = RETRY_AFTER
-        return response
+        return problem(status, detail)
 
 
 def _workspace(path: str) -> str | None:
@@ -245,37 +212,6 @@ def _workspace(path: str) -> str | None:
         return DEFAULT_WORKSPACE
     prefix, _, workspace = path.rpartition("/")
     return workspace if prefix == PATH and workspace else None
-
-
-class _Accepted(web.StreamResponse):
-    """200 with an empty body, in one write. Every answer is the same but for the date, so it is not put together."""
-
-    _sent = _kept = False
-
-    async def prepare(self, request: web.BaseRequest) -> None:
-        if self._sent:
-            return
-        self._sent = True
-        if request.transport is None:
-            raise ConnectionResetError("The sender is gone.")
-        self._kept = request.keep_alive
-        request.transport.write(_accepted_head(int(time.time()), request.version < HttpVersion11, self._kept))
-
-    async def write_eof(self, data: bytes = b"") -> None:
-        """There is no body."""
-
-    @property
-    def keep_alive(self) -> bool:
-        return self._kept
-
-
-@lru_cache(maxsize=8)
-def _accepted_head(second: int, old: bool, kept: bool) -> bytes:
-    connection = {(False, False): "Connection: close\r\n", (True, True): "Connection: keep-alive\r\n"}.get(
-        (old, kept), ""
-    )
-    date = formatdate(second, usegmt=True)
-    return f"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nDate: {date}\r\n{connection}\r\n".encode()
 
 
 class _Server(web.Server):
@@ -305,11 +241,11 @@ class _Connection(RequestHandler):
     ) -> web.StreamResponse:
         if request.writer.output_size:
             raise ConnectionError("The answer had begun.")
-        if status >= _INTERNAL:
+        if status >= INTERNAL:
             log.error(
                 "A delivery failed: a fault of the relay's own.", exc_info=exc, extra={"action": "handler_failed"}
             )
-            response = self._ingress.problem(_INTERNAL, "A fault of the relay's own; its log says more.")
+            response = self._ingress.problem(INTERNAL, "A fault of the relay's own; its log says more.")
         else:
             response = self._ingress.problem(400, "The request is not HTTP that can be understood.")
         response.force_close()

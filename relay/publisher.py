@@ -4,6 +4,8 @@ The loop from the spool to Kafka: one task, one cycle after the other, one way o
 A cycle publishes the next events with their watermark, all or nothing. After any error the producer is closed, and the
 next one says how far the events really came. What the loop holds in hand it tries again, so that order is kept.
 Knows neither SQL nor Kafka: it takes from a Source and gives to what *connect* makes.
+
+Longer than other modules: what follows an error must be seen beside what led to it.
 """
 
 import asyncio

@@ -3,6 +3,8 @@ The running relay: builds the parts, starts and stops them in order, owns the si
 
 The one place that names the concrete classes. Start: spool, ports, publisher; an event is accepted before Kafka is
 looked for. Stop: refuse new deliveries, let those under way finish, wait for the spool to reach Kafka, close.
+
+Longer than other modules: every part is named here, and nowhere else.
 """
 
 import asyncio

