@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 T ?= tests
 
-.PHONY: run test test-deploy check format docs bench image lock clean
+.PHONY: run test test-deploy check format docs bench soak image lock clean
 
 run: $(READY)
 	@$(BIN)/relay dev --play
@@ -38,6 +38,10 @@ docs: $(READY)
 
 bench: $(READY)
 	@$(BIN)/python -m tests.bench
+
+# An outage of 10 minutes, a restart with a million events, half an hour of steady load: about an hour.
+soak: $(READY)
+	@$(BIN)/python -m tests.bench.soak
 
 # Rewrites the lock files from pyproject.toml; hashes only, no registry addresses.
 lock:

@@ -59,7 +59,7 @@ def main() -> int:
     except BenchError as failure:
         print(f"bench: {failure}", file=sys.stderr)
         return 1
-    print(f"\n{table(rows)}\n", *machine(cores, arguments.dir, load), sep="\n")
+    print(f"\n{table(rows)}\n", *machine("tests.bench", cores, arguments.dir, load), sep="\n")
     return 0
 
 
@@ -72,7 +72,7 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join([lines[0], f"|{'|'.join('-' * (width + 2) for width in widths)}|", *lines[1:]])
 
 
-def machine(cores: Cores, directory: Path, load: float) -> Iterator[str]:
+def machine(module: str, cores: Cores, directory: Path, load: float) -> Iterator[str]:
     """Where and with what it was measured."""
     cpu = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     model = cpu[1] if cpu else platform.machine()
@@ -85,7 +85,7 @@ def machine(cores: Cores, directory: Path, load: float) -> Iterator[str]:
     yield f"Python {platform.python_version()}, {versions}"
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     yield f"Commit: {commit.stdout.strip() or 'unknown'}"
-    yield f"Command: {shlex.join(['python', '-m', 'tests.bench', *sys.argv[1:]])}"
+    yield f"Command: {shlex.join(['python', '-m', module, *sys.argv[1:]])}"
     yield f"Date: {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
 
 

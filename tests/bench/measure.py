@@ -15,11 +15,10 @@ from confluent_kafka import Consumer, TopicPartition
 from relay.dev.kafka import LocalKafka
 
 from .load import BODY_BYTES, Outcome, quantile
-from .servers import BenchError, Cores, Relay, Sending, Server
+from .servers import TOPIC, BenchError, Cores, Relay, Sending, Server
 
 #: Events a second that arrive where a budget says so.
 ARRIVALS = 1000
-_TOPIC = "rocketchat.omnichannel"
 _DRAIN_SECONDS = 300.0
 #: Rate (0: saturation, 64 clients), whether connections are kept, budget of the ratio.
 _COSTS = (
@@ -202,7 +201,7 @@ class Bench:
             yield _memory(f"{self._plan.backlog_bytes / 1e6:.0f} MB backlog", relay.resident_bytes, 90)
             sending = Sending(self._cores, relay, _DRAIN_SECONDS, ARRIVALS)
             time.sleep(1)
-        yield _catch_up(relay)
+        yield catch_up(relay)
         sending.stop()
         sending.outcome()
 
@@ -217,7 +216,7 @@ def _landings(bootstrap_servers: str) -> Iterator[list[float]]:
     # a read_committed consumer sees it.
     settings = {"bootstrap.servers": bootstrap_servers, "group.id": str(uuid.uuid4()), "enable.auto.commit": False}
     consumer = Consumer({**settings, "isolation.level": "read_committed"})
-    places = [TopicPartition(_TOPIC, it) for it in consumer.list_topics(_TOPIC, timeout=10).topics[_TOPIC].partitions]
+    places = [TopicPartition(TOPIC, it) for it in consumer.list_topics(TOPIC, timeout=10).topics[TOPIC].partitions]
     for place in places:
         _, place.offset = consumer.get_watermark_offsets(place, timeout=10)
     consumer.assign(places)
@@ -240,7 +239,8 @@ def _landings(bootstrap_servers: str) -> Iterator[list[float]]:
         consumer.close()
 
 
-def _catch_up(relay: Relay) -> Row:
+def catch_up(relay: Relay) -> Row:
+    """How fast a backlog goes once Kafka is back, while ARRIVALS go on."""
     back = time.perf_counter()
     backlog, begun, depth_then = relay.depth, 0.0, 0
     while True:

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from .load import TOKEN, Load, Outcome
 
+TOPIC = "rocketchat.omnichannel"
 #: Seconds for a start, and for a spool to drain.
 _PATIENCE = 120.0
 _numbers = itertools.count(0, 10_000_000)
@@ -89,12 +90,18 @@ class Server:
         assert found
         return int(found[1]) << 10
 
+    @property
+    def handles(self) -> int:
+        """How many files and connections are open."""
+        return sum(1 for _ in Path(f"/proc/{self._process.pid}/fd").iterdir())
+
 
 class Relay(Server):
     """`relay serve` with default settings, apart from where things are and how much the spool may hold."""
 
-    def __init__(self, cores: Cores, directory: Path, bootstrap_servers: str) -> None:
+    def __init__(self, cores: Cores, directory: Path, bootstrap_servers: str, topic: str = TOPIC) -> None:
         super().__init__(cores, directory)
+        self.spool_path = directory / "spool" / "relay.db"
         self._admin = _free_port()
         self._command = [str(Path(sys.executable).with_name("relay")), "serve"]
         self._settings = {
@@ -102,7 +109,8 @@ class Relay(Server):
             "RELAY_HTTP_PORT": str(self.port),
             "RELAY_ADMIN_HOST": "127.0.0.1",
             "RELAY_ADMIN_PORT": str(self._admin),
-            "RELAY_SPOOL_PATH": str(directory / "spool" / "relay.db"),
+            "RELAY_SPOOL_PATH": str(self.spool_path),
+            "RELAY_TOPIC": topic,
             "RELAY_SPOOL_MAX_BYTES": str(20 << 30),
             "RELAY_TOPIC_CREATE": "true",
             "RELAY_KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers,
@@ -120,6 +128,11 @@ class Relay(Server):
             if time.perf_counter() > deadline:
                 raise BenchError(f"The spool does not drain: {status}")
             time.sleep(0.02)
+
+    @property
+    def spool_bytes(self) -> int:
+        """Size of the spool's file."""
+        return self.spool_path.stat().st_size
 
     @property
     def depth(self) -> int:

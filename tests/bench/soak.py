@@ -1,0 +1,218 @@
+"""
+Long runs: `make soak`; for a first look `python -m tests.bench.soak --outage 1 --backlog 50000 --steady 1`.
+
+Three runs against a real Kafka: Kafka away while deliveries go on; a large backlog that is met by a restart after
+SIGKILL; and a steady load, under which nothing may grow. Each ends with a look at what lies on the topic.
+"""
+
+import argparse
+import os
+import sqlite3
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+from relay.dev.download import console_progress
+from relay.dev.kafka import LocalKafka, prepare_runtime
+
+from .__main__ import machine, table
+from .landed import landed
+from .load import Outcome
+from .measure import ARRIVALS, Row, catch_up
+from .servers import BenchError, Cores, Relay, Sending
+
+#: Seconds of one look at latency and memory.
+_SLICE = 20.0
+_SAMPLE_SECONDS = 5.0
+_GIVEN_BACK_SECONDS = 120.0
+_SMALL_BYTES = 16 << 20
+_ENDLESS = 24 * 3600.0
+_MEMORY_LIMIT = 90e6
+_TABLES = ("spool", "published", "runs", "dead", "schema_ids", "probe")
+
+
+class Sample(NamedTuple):
+    """What a relay holds at one moment."""
+
+    resident_bytes: int
+    handles: int
+    file_bytes: int
+    #: In the tables of the spool that hold neither events nor the dedupe window.
+    rows: int
+
+
+class Soak:
+    """One run: a relay with a spool and a topic of its own, and how many events it has accepted."""
+
+    def __init__(self, name: str, kafka: LocalKafka, cores: Cores, directory: Path) -> None:
+        directory = directory / name
+        directory.mkdir()
+        self._topic = f"soak-{name}"
+        self._kafka = kafka
+        self._cores = cores
+        self._relay = Relay(cores, directory, kafka.bootstrap_servers, self._topic)
+        self._accepted = 0
+        self._memory = 0
+
+    def outage(self, seconds: float) -> Iterator[Row]:
+        """Kafka away for that long."""
+        with self._relay as relay:
+            self._send(_SLICE / 4)
+            before = [self._send(_SLICE) for _ in range(3)]
+            self._kafka.brokers[0].kill()
+            during, begun = [], time.monotonic()
+            while time.monotonic() < begun + seconds:
+                during.append(self._send(_SLICE))
+                _say(f"{relay.depth:,} events wait; {relay.resident_bytes / 1e6:.0f} MB of memory")
+            peak = relay.spool_bytes
+            with self._sending():
+                self._kafka.brokers[0].start()
+                caught_up = catch_up(relay)
+            now, then = (median(it.p99 for it in outcomes) * 1e3 for outcomes in (during, before))
+            figure = f"accept latency p99, {ARRIVALS:,}/s, Kafka away for {seconds / 60:g} min"
+            yield Row(figure, "<= 1.2 x of before", f"{now / then:.2f} x: {now:.1f} / {then:.1f} ms", now <= 1.2 * then)
+            yield caught_up
+            yield from self._ending(peak)
+
+    def backlog(self, events: int) -> Iterator[Row]:
+        """Killed and started again with so many events in the spool."""
+        (broker,) = self._kafka.brokers
+        broker.freeze()
+        with self._relay as relay:
+            while relay.depth < events:
+                self._send(_SLICE, rate=0)
+                _say(f"{relay.depth:,} events wait; {relay.resident_bytes / 1e6:.0f} MB of memory")
+            waiting, peak = relay.depth, relay.spool_bytes
+        with self._relay as relay:
+            took = relay.start_seconds
+            yield Row(f"start to ready after SIGKILL, {waiting:,} events spooled", "<= 2 s", f"{took:.2f} s", took <= 2)
+            with self._sending():
+                broker.thaw()
+                yield catch_up(relay)
+            yield from self._ending(peak)
+
+    def steady(self, seconds: float) -> Iterator[Row]:
+        """The same load all the time."""
+        with self._relay:
+            samples, begun = [], time.monotonic()
+            with self._sending():
+                while time.monotonic() < begun + seconds:
+                    time.sleep(_SAMPLE_SECONDS)
+                    samples.append(self._sample())
+            # The first quarter is the start and the dedupe window.
+            quarter = len(samples) // 4
+            early, late = samples[quarter : 2 * quarter], samples[-quarter:]
+            for figure, unit, slack in (
+                ("resident_bytes", 1e6, 2e6),
+                ("handles", 1, 5),
+                ("file_bytes", 1e6, 4e6),
+                ("rows", 1, 0),
+            ):
+                then, now = (median(getattr(sample, figure) for sample in part) for part in (early, late))
+                name = f"{figure.replace('_bytes', ' MB')}: median of the second and the last quarter of {seconds:g} s"
+                yield Row(
+                    name, f"+ {slack / unit:g} at most", f"{then / unit:.1f}, {now / unit:.1f}", now <= then + slack
+                )
+            yield from self._ending(None)
+
+    def _send(self, seconds: float, rate: int = ARRIVALS) -> Outcome:
+        outcome = Sending(self._cores, self._relay, seconds, rate, keep_alive=not rate).outcome()
+        self._accepted += outcome.events
+        self._note_memory()
+        return outcome
+
+    @contextmanager
+    def _sending(self) -> Iterator[None]:
+        sending = Sending(self._cores, self._relay, _ENDLESS, ARRIVALS)
+        try:
+            yield
+        finally:
+            sending.stop()
+        self._accepted += sending.outcome().events
+        self._note_memory()
+
+    def _note_memory(self) -> None:
+        self._memory = max(self._memory, self._relay.resident_bytes)
+
+    def _sample(self) -> Sample:
+        with closing(sqlite3.connect(f"file:{self._relay.spool_path}?mode=ro", uri=True)) as spool:
+            counts = [spool.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in _TABLES]
+        relay = self._relay
+        return Sample(relay.resident_bytes, relay.handles, relay.spool_bytes, sum(counts))
+
+    def _ending(self, peak: int | None) -> Iterator[Row]:
+        relay = self._relay
+        relay.settle()
+        yield Row(
+            "resident memory, at most",
+            f"<= {_MEMORY_LIMIT / 1e6:.0f} MB",
+            f"{self._memory / 1e6:.0f} MB",
+            self._memory <= _MEMORY_LIMIT,
+        )
+        if peak is not None:
+            deadline = time.monotonic() + _GIVEN_BACK_SECONDS
+            limit = max(peak // 10, _SMALL_BYTES)
+            while (size := relay.spool_bytes) > limit and time.monotonic() < deadline:
+                time.sleep(0.2)
+            yield Row(
+                "size of the spool once it is drained",
+                f"<= {limit / 1e6:.0f} MB",
+                f"{size / 1e6:.0f} of {peak / 1e6:.0f} MB",
+                size <= limit,
+            )
+        found = landed(self._kafka.bootstrap_servers, self._topic)
+        yield Row(
+            f"{self._accepted:,} events accepted",
+            "each published once, in order",
+            f"{self._accepted - found.records + found.doubled:,} missing, {found.doubled:,} doubled, "
+            f"{found.reordered:,} reordered",
+            (found.records, found.doubled, found.reordered) == (self._accepted, 0, 0),
+        )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.soak", description="Long runs.")
+    parser.add_argument("--outage", type=float, default=10, help="minutes without Kafka (default: %(default)s)")
+    parser.add_argument("--backlog", type=int, default=1_000_000, help="events to restart with (default: %(default)s)")
+    parser.add_argument("--steady", type=float, default=30, help="minutes of steady load (default: %(default)s)")
+    parser.add_argument(
+        "--dir", type=Path, default=Path("/var/tmp"), help="where the spools are: a real disk (default: %(default)s)"
+    )
+    arguments = parser.parse_args()
+    cores, load = Cores(), os.getloadavg()[0]
+    with console_progress("Kafka") as on_progress:
+        runtime = prepare_runtime(on_progress)
+    os.sched_setaffinity(0, cores.kafka)  # Kafka inherits it.
+    rows: list[Row] = []
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="relay-soak-", dir=arguments.dir) as directory,
+            LocalKafka(runtime=runtime) as kafka,
+        ):
+            place = Path(directory)
+            for run in (
+                Soak("outage", kafka, cores, place).outage(arguments.outage * 60),
+                Soak("backlog", kafka, cores, place).backlog(arguments.backlog),
+                Soak("steady", kafka, cores, place).steady(arguments.steady * 60),
+            ):
+                for row in run:
+                    _say(f"{row.figure}: {row.measured}")
+                    rows.append(row)
+    except BenchError as failure:
+        print(f"soak: {failure}", file=sys.stderr)
+        return 1
+    print(f"\n{table(rows)}\n", *machine("tests.bench.soak", cores, arguments.dir, load), sep="\n")
+    return 0 if all(row.met for row in rows) else 1
+
+
+def _say(what: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')}  {what}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
