@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from relay.batch import Entry
 from relay.event import Event
-from relay.store import Contents, Store
+from relay.spool_file import Progress
+from relay.store import Store
 
 #: Bodies kept in memory for the publisher; beyond it reads them from the file.
 MEMORY_BYTES = 4 << 20
@@ -21,18 +22,18 @@ MEMORY_BYTES = 4 << 20
 class Backlog:
     """The events from the first that is not known to be on Kafka."""
 
-    def __init__(self, store: Store, contents: Contents) -> None:
+    def __init__(self, store: Store, progress: Progress) -> None:
         self._store = store
         # What is beyond _cursor and up to _disk_last is in the file, what follows in _memory; while _memory is shut,
         # everything is in the file.
-        self._cursor = contents.published
-        self._disk_last = contents.last_sequence
+        self._cursor = progress.published
+        self._disk_last = progress.last_sequence
         self._memory: deque[Entry] = deque()
         self._memory_bytes = 0
         self._memory_shut = False
-        self._untaken = contents.pending_events
+        self._untaken = progress.pending_events
         self._taken: deque[Entry] = deque()
-        self._oldest_received_at = contents.oldest_received_at or 0
+        self._oldest_received_at = progress.oldest_received_at or 0
         self._wanted = 0
         self._arrived: asyncio.Future[None] | None = None
         self._drained: asyncio.Future[None] | None = None

@@ -31,7 +31,13 @@ Begin with `relay dev --play`: a local Kafka, a relay, and a whole chat sent thr
 
 
 #: Verbs with a module of their own, which has `add_arguments` and `run`.
-_MODULES = {"dev": "relay.dev.up", "send": "relay.dev.send", "tail": "relay.dev.tail"}
+_MODULES = {
+    "dev": "relay.dev.up",
+    "send": "relay.dev.send",
+    "tail": "relay.dev.tail",
+    "spool": "relay.operate.spool",
+    "dead": "relay.operate.dead",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for problem in error.problems:
             print(f"relay: {problem}", file=sys.stderr)
         return WRONG
+    except BrokenPipeError:  # Who read it has seen enough; nobody would see a complaint, now or when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except (RelayError, OSError) as error:
         print(f"relay: {error}", file=sys.stderr)
         return FAILED
@@ -83,6 +92,8 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     verb("dev", "try it out: a local Kafka, a relay, and every record as it lands")
     verb("send", "play Rocket.Chat: its headers, timeout and retries")
     verb("tail", "print records as they land")
+    verb("spool", "what waits for Kafka: status, list, export")
+    verb("dead", "events that Kafka refused: list, show, export, requeue")
     verb("check", "would it work? settings, spool, registry, Kafka, topics: each line ok or what to do", _check)
     schemas = verb("schemas", "the schemas of the events, and the schema registry", _schemas)
     schemas.add_argument(

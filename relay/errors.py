@@ -34,6 +34,18 @@ class SpoolInUse(SpoolUnusable):
     """Another process owns the spool."""
 
 
+class SpoolMissing(SpoolUnusable):
+    """There is no spool."""
+
+
+class DeadMissing(RelayError):
+    """The spool has no such dead event."""
+
+    def __init__(self, sequences: Sequence[int]) -> None:
+        named = ", ".join(map(str, sequences))
+        super().__init__(f"The spool has no dead event {named}: `relay dead list` shows those that there are.")
+
+
 # --- Refuse the delivery: ingress.py answers with the status that stands beside each in its table. ---
 
 

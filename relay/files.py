@@ -66,6 +66,20 @@ def own(path: Path) -> int:
     return lock
 
 
+def owner(path: Path) -> int | None:
+    """
+    The process that has the spool at *path*, as far as it can be told without touching its lock; none if it has ended.
+    """
+    try:
+        process = int(path.with_name(path.name + ".lock").read_text())
+        os.kill(process, 0)
+    except (FileNotFoundError, ValueError, ProcessLookupError):
+        return None
+    except PermissionError:  # Somebody else's, so it is there.
+        pass
+    return process
+
+
 def make_private(path: Path) -> None:
     """Makes the file *path* unless it is there: SQLite would let everybody read what customers write."""
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _PRIVATE))

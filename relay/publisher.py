@@ -162,10 +162,15 @@ class Publisher:
             await producer.close()
 
     async def _start(self, producer: Producer) -> None:
-        self._covered = self._source.resume(await _started(producer))
+        self._covered = await self._resume(producer)
         self._drop_covered()
         if not (self._doubtful and self._hand):
             self._note_connected()
+
+    async def _resume(self, producer: Producer) -> int:
+        watermark = await _started(producer)
+        # Without transactions there is none to be missed.
+        return self._source.resume(watermark) if producer.transactional else 0
 
     def _note_connected(self) -> None:
         if not self.connected:
@@ -254,7 +259,7 @@ class Publisher:
         # right after: a watermark that covers nothing new.
         probe = self._connect()
         try:
-            self._covered = self._source.resume(await _started(probe))
+            self._covered = await self._resume(probe)
             harmless = [] if probe.transactional else [self._records.refusal(*entry, str(error), _now())]
             await probe.publish(harmless, self._source.watermark(self._covered))
         except RecordsRefused as refusal:

@@ -33,6 +33,7 @@ from relay.metrics import Metrics
 from relay.publisher import Publisher
 from relay.record import RECORD_OVERHEAD, RecordMaker, Topics
 from relay.redact import Redaction
+from relay.requeue import requeue_what_is_requested
 from relay.schema_ids import SchemaIds
 from relay.schemas import Schemas
 from relay.spool import Spool
@@ -164,6 +165,8 @@ class Service:
         tasks = [asyncio.create_task(self._publisher.run(), name="publisher")]
         if self._ids:
             tasks.append(asyncio.create_task(self._ids.run(), name="schema ids"))
+        if isinstance(store, Spool):
+            tasks.append(asyncio.create_task(requeue_what_is_requested(store), name="requeue"))
         for task in tasks:
             task.add_done_callback(self._task_ended)
         try:

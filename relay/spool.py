@@ -13,7 +13,6 @@ import logging
 import queue
 import threading
 import time
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from relay.event import Event
 from relay.framing import KnownId
 from relay.metrics import Metrics
 from relay.store import Change, Store
-from relay.watermark import Run, Watermark
+from relay.watermark import History, Watermark
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +33,8 @@ log = logging.getLogger(__name__)
 COMMIT_INTERVAL = 0.002
 #: Seconds until what is published is trimmed, if no append comes by to do it.
 TRIM_SECONDS = 1.0
+#: About how many bytes of dead events are taken up at once: a commit stays short, and memory bounded.
+REQUEUE_BYTES = 1 << 20
 #: Shares of the limit at which a filling spool is logged, and at which it counts as emptying again.
 _FILLING, _EMPTYING = 0.8, 0.5
 
@@ -70,11 +71,14 @@ class Spool:
         #: Schema ids as they are kept.
         self.schema_ids: Sequence[KnownId] = contents.schema_ids
 
-        self._next = contents.last_sequence + 1
-        self._total_events = contents.total_events
+        progress = contents.progress
+        self._next = progress.last_sequence + 1
+        self._total_events = progress.total_events
         self._used_bytes = contents.used_bytes
-        self._runs = [*contents.runs, Run(self._next, str(uuid.uuid4()))]
+        self._history = History(contents.runs, self._next)
         self._run_stored = False
+        #: Every event up to this sequence is on Kafka.
+        self._published_upto = progress.published
 
         # Writing.
         self._waiting_bytes = 0
@@ -93,7 +97,7 @@ class Spool:
         self._writer = threading.Thread(target=self._write, name="spool-writer")
         self._writer.start()
 
-        self._backlog = Backlog(store, contents)
+        self._backlog = Backlog(store, progress)
 
     @classmethod
     async def open(cls, path: Path, *, max_bytes: int, dedupe_seconds: float, metrics: Metrics) -> "Spool":
@@ -188,6 +192,7 @@ class Spool:
         for event in self._backlog.published(sequence):
             if self._dedupe.window and not event.repeatable:
                 self._digests.append(event.digest[:DIGEST_BYTES])
+        self._published_upto = max(self._published_upto, sequence)
         if self._published is None or sequence > self._published:
             self._published = sequence
             self._trim_later()
@@ -207,6 +212,23 @@ class Spool:
         await commit
         self.dead[entry[0]] = error
 
+    async def requeue(self) -> list[int]:
+        """
+        Puts dead events that an operator wants published after all at the end of the queue, as many as REQUEUE_BYTES
+        say; returns the sequences that they had.
+
+        Raises: SpoolFull, SpoolFailed. They are dead as before then.
+        """
+        requested = await asyncio.to_thread(self._store.requested, REQUEUE_BYTES)
+        if requested:
+            commit = self._gather()
+            for sequence, event in requested:
+                commit.change.requeued[self._next] = sequence
+                commit.change.entries.append((self._next, event))
+                self._next += 1
+            await commit
+        return [sequence for sequence, _ in requested]
+
     async def remember(self, ids: Sequence[KnownId]) -> None:
         """
         Keeps schema ids.
@@ -219,24 +241,14 @@ class Spool:
 
     def watermark(self, sequence: int) -> Watermark:
         """What to write to Kafka with the events up to *sequence*."""
-        return Watermark.at(sequence, self._runs)
+        return self._history.watermark(sequence)
 
     def resume(self, watermark: Watermark | None) -> int:
         """Up to which sequence events are on Kafka, after *watermark* was found there."""
-        if watermark is None:
-            return 0
-        covered = watermark.covers(self._runs)
-        if covered < watermark.sequence:
-            log.error(
-                "Kafka has events up to sequence %d of this spool, which shares their history up to %d only: "
-                "it was restored from a copy. Nothing is lost; what was published since the copy is not sent again.",
-                watermark.sequence,
-                covered,
-                extra={"action": "spool_restored"},
-            )
-            # Sequences stay unique for those who read them on the topics.
+        if watermark is not None:
+            # Sequences stay unique for those who read them on the topics, also if the file was restored from a copy.
             self._next = max(self._next, watermark.sequence + 1)
-        return covered
+        return self._history.covered(watermark, self._published_upto)
 
     async def close(self) -> None:
         """Writes what is still to be written, and closes the file."""
@@ -294,10 +306,10 @@ class Spool:
             change.total_events = self._total_events
             if self._dedupe.window:
                 change.repeats.update(
-                    (event.digest, new_repeat(event, now)) for _, event in change.entries if event.repeatable
+                    (event.digest, new_repeat(event, now)) for event in change.arrived if event.repeatable
                 )
             if not self._run_stored:
-                change.run = self._runs[-1]
+                change.run = self._history.run
             change.forget_before = self._dedupe.forget(now)
         self._writing = True
         self._handed_over_at = self._loop.time()
@@ -321,7 +333,7 @@ class Spool:
     def _written(self, commit: _Commit, used_bytes: int, error: RelayError | None, took: float) -> None:
         change = commit.change
         self._writing = False
-        for _, event in change.entries:
+        for event in change.arrived:
             self._waiting.pop(event.digest, None)
             self._waiting_bytes -= len(event.body)
         if error is None:
@@ -342,15 +354,17 @@ class Spool:
             self._hand_over_soon()
 
     def _stored(self, change: Change) -> None:
-        for _, event in change.entries:
+        for event in change.arrived:
             self._dedupe.accepted(event, change.accepted_at)
+        for sequence in change.requeued.values():
+            del self.dead[sequence]
         if not change.entries:
             return
         self._run_stored = True
         self._backlog.add(change.entries)
 
     def _not_stored(self, change: Change) -> None:
-        self._refused_bytes = max([len(event.body) for _, event in change.entries], default=self._refused_bytes)
+        self._refused_bytes = max([len(event.body) for event in change.arrived], default=self._refused_bytes)
         self._total_events -= len(change.entries)
         if change.published is not None:
             self._published = max(change.published, self._published or 0)

@@ -56,6 +56,13 @@ CREATE TABLE dead (
   error      TEXT NOT NULL
 ) STRICT;
 
+-- Dead events that an operator wants published after all. Written by `relay dead requeue`; the relay that owns the file
+-- moves them from dead to batches, under a new sequence.
+CREATE TABLE requests (
+  sequence     INTEGER PRIMARY KEY,  -- in dead
+  requested_at INTEGER NOT NULL
+) STRICT;
+
 -- Dedupe memory of the event types that never repeat byte for byte: 16 bytes of each event's digest. Only of events
 -- that are no longer in batches; those tell it themselves.
 CREATE TABLE digests (

@@ -1,37 +1,36 @@
 """
-The spool's file: the only place that knows SQLite.
+The spool's file in the hands of its owner: one transaction after the other.
 
 Durability is SQLite's with `synchronous=FULL` in WAL mode: `write` returns after the fsync of everything it was given,
 or raises and has changed nothing. Everything here blocks; spool.py calls it from its own threads.
 
-Longer than other modules: all SQL is here, and nowhere else.
+Longer than other modules: what one transaction writes is told in one piece.
 """
 
 import logging
 import os
 import sqlite3
-import time
-import uuid
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
 import orjson
 
-from relay.batch import Entry, decode, digests, encode, rows
+from relay import spool_file
+from relay.batch import Entry, digests, encode, rows
 from relay.dedupe import Repeat
 from relay.errors import SpoolFailed, SpoolFull, SpoolUnusable
+from relay.event import Event
 from relay.files import Reserve, make_private, own, sync_directory
 from relay.framing import KnownId
+from relay.spool_file import PAGE_SIZE, Progress
 from relay.watermark import RUNS_NAMED, Run
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
-PAGE_SIZE = 4096
 #: Beyond the limit, for what makes room again: trims, dead events, dedupe memory.
 HEADROOM_BYTES = 8 << 20
 #: How much of the file is given back to the file system after one transaction, with events and without.
@@ -47,6 +46,8 @@ class Change:
     """What one transaction makes durable."""
 
     entries: list[Entry] = field(default_factory=list)
+    #: Which of them are dead until then: new sequence to the one under which they are dead.
+    requeued: dict[int, int] = field(default_factory=dict)
     total_events: int = 0
     #: When, for the dedupe memory.
     accepted_at: int = 0
@@ -68,21 +69,22 @@ class Change:
         """Whether there are events in it and nothing else."""
         return (
             bool(self.entries)
-            and not (self.run or self.repeats or self.dead or self.schema_ids)
+            and not (self.run or self.repeats or self.dead or self.requeued or self.schema_ids)
             and self.published is None
             and self.forget_before is None
         )
+
+    @property
+    def arrived(self) -> list[Event]:
+        """The events that senders have just delivered."""
+        return [event for sequence, event in self.entries if sequence not in self.requeued]
 
 
 class Contents(NamedTuple):
     """What a file holds when it is opened."""
 
     identity: str
-    last_sequence: int
-    published: int
-    total_events: int
-    pending_events: int
-    oldest_received_at: int | None
+    progress: Progress
     used_bytes: int
     runs: list[Run]
     dead: dict[int, str]
@@ -92,7 +94,7 @@ class Contents(NamedTuple):
 
 
 class Store:
-    """An open spool file. One process owns it; `write` is for one thread, `read` for one other."""
+    """An open spool file. One process owns it; `write` is for one thread, everything else for any other."""
 
     def __init__(self, path: Path, max_bytes: int) -> None:
         """
@@ -105,6 +107,7 @@ class Store:
         self._reserve = Reserve(path.with_name(path.name + ".reserve"))
         self._used_bytes = self._estimates = 0
         self._shrinkable = False
+        self._reading = threading.Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with ExitStack() as undo:
@@ -122,11 +125,7 @@ class Store:
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, timeout=10, isolation_level=None, check_same_thread=False)
         try:
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
-            if version > FORMAT:
-                raise SpoolUnusable(f"The spool {self._path} was written by a newer relay (format {version}).")
-            if version == 0:
-                _create(connection)
+            spool_file.prepare(connection, self._path)
             connection.execute("PRAGMA synchronous=FULL")
             # Some builds overwrite all that is deleted, and so write every body a second time.
             connection.execute("PRAGMA secure_delete=FAST")
@@ -154,21 +153,11 @@ class Store:
 
     def _contents(self, forget_before: int) -> Contents:
         query = self._reader.execute
-        published, published_events = query("SELECT sequence, total_events FROM published").fetchone()
-        first = query("SELECT received_at, events, bodies FROM batches ORDER BY last_sequence LIMIT 1").fetchone()
-        last = query("SELECT last_sequence, total_events FROM batches ORDER BY last_sequence DESC LIMIT 1").fetchone()
-        # The first batch may be published in part.
-        skipped = sum(sequence <= published for sequence, _ in decode(*first[1:])) if first else 0
-        total_events = last[1] if last else published_events
-        pages, free = self._pages(self._reader)
+        pages, free = spool_file.pages(self._reader)
         self._used_bytes = (pages - free) * PAGE_SIZE
         return Contents(
-            identity=query("SELECT identity FROM spool").fetchone()[0],
-            last_sequence=max(last[0], published) if last else published,
-            published=published,
-            total_events=total_events,
-            pending_events=total_events - published_events - skipped,
-            oldest_received_at=first[0] if first else None,
+            identity=spool_file.identity(self._reader),
+            progress=spool_file.progress(self._reader),
             used_bytes=self._used_bytes,
             runs=[Run(*row) for row in query("SELECT first_sequence, run FROM runs ORDER BY first_sequence")],
             dead=dict(query("SELECT sequence, error FROM dead").fetchall()),
@@ -242,6 +231,10 @@ class Store:
             execute("INSERT OR REPLACE INTO probe VALUES (1, zeroblob(?))", (change.probe_bytes,))
         if change.run:
             execute("INSERT INTO runs VALUES (?, ?)", change.run)
+        # Before they are inserted: into the space that they leave, as a spool may be full of dead events.
+        gone = [(sequence,) for sequence in change.requeued.values()]
+        connection.executemany("DELETE FROM dead WHERE sequence = ?", gone)
+        connection.executemany("DELETE FROM requests WHERE sequence = ?", gone)
         for insert in inserts:
             execute(_INSERT, insert)
         for digest, repeat in change.repeats.items():
@@ -255,7 +248,7 @@ class Store:
             fields, body = encode([(sequence, event)])
             execute(
                 "INSERT OR REPLACE INTO dead VALUES (?, ?, ?, ?, ?)",
-                (sequence, orjson.dumps(orjson.loads(fields)[0]).decode(), body, _now(), error),
+                (sequence, orjson.dumps(orjson.loads(fields)[0]).decode(), body, spool_file.now(), error),
             )
         connection.executemany("INSERT OR REPLACE INTO schema_ids VALUES (?, ?, ?, ?, ?)", change.schema_ids)
         if change.published is not None:
@@ -278,18 +271,13 @@ class Store:
         if change.probe_bytes is not None:
             connection.execute("DELETE FROM probe")
         self._reserve.keep()
-        pages, free = self._pages(connection)
+        pages, free = spool_file.pages(connection)
         self._used_bytes = (pages - free) * PAGE_SIZE
         vacuum_bytes = _VACUUM_BYTES if change.entries else _IDLE_VACUUM_BYTES
         self._shrinkable = free > max(pages // 2, _VACUUM_BYTES // PAGE_SIZE)
         if self._shrinkable:
             # executescript: the pragma frees one page a step, and in Python 3.11 execute takes one step only.
             connection.executescript(f"PRAGMA incremental_vacuum({vacuum_bytes // PAGE_SIZE})")
-
-    @staticmethod
-    def _pages(connection: sqlite3.Connection) -> tuple[int, int]:
-        pages, free = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count"))
-        return pages, free
 
     def _give_up_writer(self) -> None:
         # After a failed write or fsync nothing that this connection believes about the file can be relied upon;
@@ -305,42 +293,30 @@ class Store:
 
         Raises: SpoolFailed.
         """
-        entries: list[Entry] = []
-        size = 0
         try:
-            with closing(
-                self._reader.execute(
-                    "SELECT events, bodies FROM batches WHERE last_sequence > ? ORDER BY last_sequence", (after,)
-                )
-            ) as found:
-                for events, bodies in found:
-                    entries.extend(
-                        entry
-                        for entry in decode(events, bodies)
-                        if entry[0] > after and (before is None or entry[0] < before)
-                    )
-                    size += len(bodies)
-                    if len(entries) >= max_events or size >= max_bytes:
-                        break
+            with self._reading:
+                return spool_file.entries(self._reader, after, before, max_events, max_bytes)
         except sqlite3.Error as error:
             raise SpoolFailed(f"The spool {self._path} cannot be read: {error}.") from error
-        return entries
+
+    def requested(self, max_bytes: int) -> list[Entry]:
+        """
+        The dead events that an operator wants published after all, in order of their sequence: until *max_bytes* are
+        reached.
+
+        Raises: SpoolFailed.
+        """
+        try:
+            with self._reading:
+                return spool_file.requested(self._reader, max_bytes)
+        except sqlite3.Error as error:
+            raise SpoolFailed(f"The spool {self._path} cannot be read: {error}.") from error
 
     def close(self) -> None:
         """Closes the file; another process may own it then."""
         self._give_up_writer()
         self._reader.close()
         os.close(self._lock)
-
-
-def _create(connection: sqlite3.Connection) -> None:
-    connection.execute(f"PRAGMA page_size={PAGE_SIZE}")
-    connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
-    connection.execute("PRAGMA journal_mode=WAL")
-    schema = files("relay").joinpath("spool.sql").read_text()
-    connection.executescript(f"BEGIN; {schema} PRAGMA user_version={FORMAT};")
-    connection.execute("INSERT INTO spool VALUES (?, ?)", (str(uuid.uuid4()), _now()))
-    connection.execute("COMMIT")
 
 
 def _inserts(change: Change) -> Iterator[tuple[int, int, int, int, str, bytes]]:
@@ -374,7 +350,3 @@ def _forget(connection: sqlite3.Connection, before: int) -> None:
     else:
         connection.execute("DELETE FROM digests")
     connection.execute("DELETE FROM repeats WHERE accepted_at < ?", (before,))
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000

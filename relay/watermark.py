@@ -6,10 +6,14 @@ on their topics. A bare sequence would not do: a spool file that was restored fr
 to other events. So a watermark names the runs that led to it, and covers only the history that both sides share.
 """
 
+import logging
+import uuid
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import orjson
+
+log = logging.getLogger(__name__)
 
 #: How many runs a watermark names.
 RUNS_NAMED = 8
@@ -66,3 +70,48 @@ class Watermark(NamedTuple):
             return cls(int(fields["sequence"]), tuple(Run(int(first), str(run)) for first, run in fields["runs"]))
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a watermark: {value[:100]!r}") from error
+
+
+class History:
+    """The runs on one spool file, and what a watermark means to them."""
+
+    def __init__(self, stored: Sequence[Run], first_sequence: int) -> None:
+        """*stored* is what the file knows; a new run begins, which will give *first_sequence*."""
+        self._runs = [*stored, Run(first_sequence, str(uuid.uuid4()))]
+        self._told_lost = False
+
+    @property
+    def run(self) -> Run:
+        """The one that has begun."""
+        return self._runs[-1]
+
+    def watermark(self, sequence: int) -> Watermark:
+        """What to write to Kafka with the events up to *sequence*."""
+        return Watermark.at(sequence, self._runs)
+
+    def covered(self, watermark: Watermark | None, published: int) -> int:
+        """
+        Up to which sequence events are on Kafka, after *watermark* was found there, or none was; 0 if none is known to
+        be. The file itself knows it of those up to *published*.
+        """
+        if watermark is None:
+            if published and not self._told_lost:
+                self._told_lost = True
+                log.error(
+                    "Kafka has no watermark of this spool, though it has the events up to sequence %d: the watermark "
+                    "topic was deleted, made anew, or is another one. Nothing is lost; of the events after that one, "
+                    "those that were committed before the spool had noted it are published a second time.",
+                    published,
+                    extra={"action": "watermark_lost", "published": published},
+                )
+            return 0
+        covered = watermark.covers(self._runs)
+        if covered < watermark.sequence:
+            log.error(
+                "Kafka has events up to sequence %d of this spool, which shares their history up to %d only: "
+                "it was restored from a copy. Nothing is lost; what was published since the copy is not sent again.",
+                watermark.sequence,
+                covered,
+                extra={"action": "spool_restored"},
+            )
+        return covered

@@ -4,7 +4,7 @@ import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from relay import spool as spool_module
 from relay.batch import Entry
 from relay.errors import SpoolFailed, SpoolFull, SpoolInUse
 from relay.event import Event
+from relay.inspection import request
 from relay.metrics import Metrics
 from relay.spool import Spool
 from relay.store import Change, Store
@@ -681,6 +682,170 @@ async def test_an_event_that_cannot_be_buried_is_not_dead(writes: Writes, spool:
     assert spool.dead == {}
 
 
+# --- Dead events that are to be published after all. ---
+
+
+async def dead_ones(spool: Spool, make_event: MakeEvent, numbers: Sequence[int], **event: object) -> list[Entry]:
+    """Dead events, announced as such, with one that is on Kafka before and after each."""
+    dead = []
+    for number in numbers:
+        for event_ in (make_event(100 + number), make_event(number, **event), make_event(200 + number)):
+            await spool.append(event_)
+        entries = await take_all(spool)
+        await spool.bury(entries[1], "too large")
+        spool.published(entries[-1][0])
+        dead.append(entries[1])
+    await noted(spool)
+    return dead
+
+
+async def noted(spool: Spool) -> None:
+    """Returns when the file knows what is published."""
+    spool._flush()
+    async with asyncio.timeout(10):
+        while spool._writing or spool._gathering:  # noqa: ASYNC110 - nothing is to be waited for
+            await asyncio.sleep(0.001)
+
+
+async def test_a_requeued_event_comes_after_all_others_as_it_was(
+    spool: Spool, path: Path, make_event: MakeEvent
+) -> None:
+    (dead,) = await dead_ones(spool, make_event, [1])
+    await spool.append(make_event(300))
+    request(path, [dead[0]])
+
+    assert await spool.requeue() == [dead[0]]
+
+    await spool.append(make_event(301))
+    entries = await take_all(spool)
+    assert [event for _, event in entries] == [make_event(300), dead[1], make_event(301)]
+    assert [sequence for sequence, _ in entries] == sorted({sequence for sequence, _ in entries})
+    assert entries[0][0] > dead[0]
+    assert spool.dead == {}
+    assert await spool.requeue() == []
+    assert spool.depth == 3
+
+
+async def test_several_are_requeued_in_the_order_of_their_sequence(
+    path: Path, make_event: MakeEvent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool_module, "REQUEUE_BYTES", 2500)
+    async with opened(path) as spool:
+        dead = await dead_ones(spool, make_event, range(5), padding=1000)
+        for sequence, _ in reversed(dead[1:]):
+            request(path, [sequence])
+        pieces = [await spool.requeue() for _ in range(3)]
+        assert pieces == [[sequence for sequence, _ in piece] for piece in (dead[1:4], dead[4:], [])]
+        assert [event for _, event in await take_all(spool)] == [event for _, event in dead[1:]]
+        assert list(spool.dead) == [dead[0][0]]
+
+
+async def test_a_requeued_event_is_in_the_file_with_its_return_and_no_more_dead(
+    path: Path, make_event: MakeEvent
+) -> None:
+    async with opened(path) as spool:
+        (dead,) = await dead_ones(spool, make_event, [1])
+        request(path, None)
+        await spool.requeue()
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+            counts = [connection.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in ("dead", "requests")]
+        assert counts == [0, 0]
+        assert stored(path) == [dead[1].body]
+    async with opened(path) as spool:
+        assert spool.dead == {}
+        assert spool.depth == 1
+        assert [event for _, event in await take_all(spool)] == [dead[1]]
+        assert await spool.requeue() == []
+
+
+async def test_a_requeued_event_whose_commit_fails_is_dead_and_requested_as_before(
+    writes: Writes, path: Path, make_event: MakeEvent
+) -> None:
+    async with opened(path) as spool:
+        (dead,) = await dead_ones(spool, make_event, [1])
+        request(path, None)
+        writes.fault = SpoolFull("no space left on device")
+        with pytest.raises(SpoolFull):
+            await spool.requeue()
+        assert list(spool.dead) == [dead[0]]
+        assert spool.depth == 0
+        # What did not fit is no measure of what senders may deliver.
+        writes.fault = None
+        assert await spool.probe() is None
+        assert await spool.requeue() == [dead[0]]
+        assert [event for _, event in await take_all(spool)] == [dead[1]]
+        assert spool.depth == 1
+
+
+async def test_an_event_that_is_not_announced_as_dead_yet_is_not_requeued(
+    spool: Spool, path: Path, make_event: MakeEvent
+) -> None:
+    # It is about to be published under its sequence: what is announced there is decided by its being dead.
+    await spool.append(make_event(1))
+    (entry,) = await take_all(spool)
+    await spool.bury(entry, "too large")
+    request(path, [entry[0]])
+    assert await spool.requeue() == []
+    assert list(spool.dead) == [entry[0]]
+    spool.published(entry[0])
+    await noted(spool)
+    assert await spool.requeue() == [entry[0]]
+
+
+async def test_a_spool_full_of_dead_events_takes_them_up_and_has_room_again(path: Path, make_event: MakeEvent) -> None:
+    limit = 4 << 20
+    async with opened(path, max_bytes=limit) as spool:
+        with pytest.raises(SpoolFull):
+            await dead_ones(spool, make_event, range(20), padding=300_000)
+        assert spool.used_bytes > limit - 400_000
+        request(path, None)
+        while await spool.requeue():
+            entries = await take_all(spool)
+            spool.published(entries[-1][0])
+        await noted(spool)
+        assert spool.dead == {}
+        assert spool.used_bytes < 1 << 20
+        assert await spool.append(make_event(999, padding=300_000)) is True
+
+
+@pytest.mark.parametrize("type_", ["Message", "LeadCapture"])
+async def test_the_dedupe_memory_knows_nothing_of_a_requeue(path: Path, make_event: MakeEvent, type_: str) -> None:
+    # A repeat of its body has its own count and its own answer.
+    repeatable = type_ == "LeadCapture"
+    async with opened(path) as spool:
+        (dead,) = await dead_ones(spool, make_event, [1], type_=type_)
+        spool.answered(dead[1])
+        assert await spool.append(dead[1]) is repeatable
+        if repeatable:
+            spool.answered(dead[1])
+        request(path, None)
+        assert await spool.requeue() == [dead[0]]
+        assert await spool.append(dead[1]) is repeatable
+        ids = [event.id for _, event in await take_all(spool)]
+        digest = dead[1].digest.hex()
+        assert ids == ([f"{digest}.2", digest, f"{digest}.3"] if repeatable else [digest])
+
+
+async def test_a_retry_waits_for_its_first_try_beside_a_requeued_event_with_the_same_body(
+    writes: Writes, path: Path, make_event: MakeEvent, until: Until
+) -> None:
+    async with opened(path) as spool:
+        (dead,) = await dead_ones(spool, make_event, [1])
+        spool._clock_offset += 1000  # Out of the window: the next delivery of it is an event.
+        request(path, None)
+        writes.hold_after()
+        requeue = asyncio.create_task(spool.requeue())
+        await until(lambda: any(change.requeued for change in writes.changes))
+        first = asyncio.create_task(spool.append(dead[1]))
+        await asyncio.sleep(0)
+        writes.release()
+        await requeue
+        retry = asyncio.create_task(spool.append(dead[1]))
+        assert await first is True
+        assert await retry is False
+        assert spool.depth == 2
+
+
 # --- Watermarks. ---
 
 
@@ -697,6 +862,26 @@ async def test_a_spool_knows_its_own_watermark(path: Path, make_event: MakeEvent
         later = spool.watermark((await take_all(spool))[-1][0])
     async with opened(path) as spool:
         assert spool.resume(later) == later.sequence
+
+
+async def test_a_watermark_that_is_missed_is_told_once(
+    path: Path, make_event: MakeEvent, caplog: pytest.LogCaptureFixture
+) -> None:
+    def told() -> list[object]:
+        return [vars(record)["published"] for record in caplog.records if "watermark_lost" in vars(record).values()]
+
+    async with opened(path) as spool:
+        await spool.append(make_event(1))
+        assert spool.resume(None) == 0
+        assert told() == []
+        (entry,) = await take_all(spool)
+        spool.published(entry[0])
+        assert spool.resume(None) == 0
+        assert spool.resume(None) == 0
+        assert told() == [entry[0]]
+    async with opened(path) as spool:
+        assert spool.resume(None) == 0
+        assert told() == [entry[0]] * 2
 
 
 async def test_the_watermark_of_another_spool_covers_nothing(

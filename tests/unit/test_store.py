@@ -15,7 +15,8 @@ from relay.dedupe import Repeat
 from relay.errors import SpoolFailed, SpoolFull, SpoolInUse, SpoolUnusable
 from relay.event import DeadLetterReason, Event
 from relay.framing import KnownId
-from relay.store import FORMAT, HEADROOM_BYTES, PAGE_SIZE, Change, Store
+from relay.spool_file import FORMAT, PAGE_SIZE, Progress
+from relay.store import HEADROOM_BYTES, Change, Store
 from relay.watermark import RUNS_NAMED, Run
 
 MakeEvent = Callable[..., Event]
@@ -82,7 +83,7 @@ def test_a_new_spool_is_empty_and_has_a_name_of_its_own(path: Path, tmp_path: Pa
         assert uuid.UUID(contents.identity).version == 4
         assert contents.identity != other.contents(0).identity
         assert contents._replace(identity="", used_bytes=0) == (
-            *("", 0, 0, 0, 0, None, 0, [], {}, [], [], {}),
+            *("", Progress(0, 0, 0, 0, None), 0, [], {}, [], [], {}),
         )  # fmt: skip
     with closing(Store(path, MAX_BYTES)) as again:
         assert again.contents(0).identity == contents.identity
@@ -234,13 +235,13 @@ def test_a_spool_goes_on_where_it_was(path: Path, make_event: MakeEvent) -> None
         used = store.write(Change(entries_from(11, events[10:25]), total_events=25, run=runs[1], published=13))
     with closing(Store(path, MAX_BYTES)) as store:
         contents = store.contents(0)
-        assert contents.last_sequence == contents.total_events == 25
-        assert contents.published == 13
-        assert contents.pending_events == 12
-        assert contents.oldest_received_at == 1_010
+        assert contents.progress.last_sequence == contents.progress.total_events == 25
+        assert contents.progress.published == 13
+        assert contents.progress.pending_events == 12
+        assert contents.progress.oldest_received_at == 1_010
         assert contents.used_bytes == used
         assert contents.runs == runs
-        assert read_all(store, contents.published) == entries_from(1, events)[13:]
+        assert read_all(store, contents.progress.published) == entries_from(1, events)[13:]
 
 
 def test_sequences_go_on_after_everything_was_published(path: Path, make_event: MakeEvent) -> None:
@@ -249,8 +250,12 @@ def test_sequences_go_on_after_everything_was_published(path: Path, make_event: 
         store.write(Change(published=10))
     with closing(Store(path, MAX_BYTES)) as store:
         contents = store.contents(0)
-        assert (contents.last_sequence, contents.published, contents.pending_events) == (10, 10, 0)
-        assert contents.oldest_received_at is None
+        assert (contents.progress.last_sequence, contents.progress.published, contents.progress.pending_events) == (
+            10,
+            10,
+            0,
+        )
+        assert contents.progress.oldest_received_at is None
 
 
 def test_the_depth_is_right_where_sequences_have_gaps(path: Path, make_event: MakeEvent) -> None:
@@ -259,13 +264,13 @@ def test_the_depth_is_right_where_sequences_have_gaps(path: Path, make_event: Ma
         store.write(Change([(10, events[0]), (20, events[1])], total_events=2))
         store.write(Change([(300, events[2]), (4000, events[3])], total_events=4))
         store.write(Change([(50_000, events[4]), (50_001, events[5])], total_events=6, published=299))
-        assert store.contents(0).pending_events == 4
+        assert store.contents(0).progress.pending_events == 4
         store.write(Change(published=300))
-        assert store.contents(0).pending_events == 3
+        assert store.contents(0).progress.pending_events == 3
         store.write(Change(published=50_000))
-        assert store.contents(0).pending_events == 1
+        assert store.contents(0).progress.pending_events == 1
         store.write(Change(published=50_001))
-        assert store.contents(0).pending_events == 0
+        assert store.contents(0).progress.pending_events == 0
 
 
 def test_the_last_runs_that_led_to_what_is_published_are_kept(store: Store, make_event: MakeEvent) -> None:
