@@ -155,7 +155,7 @@ class Fenced(KafkaLost):
 
 
 class RecordsRefused(KafkaLost):
-    """The broker refused these records for themselves: find the one among them."""
+    """Kafka refused records for themselves."""
 
     label = "refused"
 
