@@ -1,7 +1,8 @@
-"""Writes what the README says of settings and metrics from their declarations: `python tests/docs.py`."""
+"""Writes what the README says of settings and metrics, and asyncapi.yaml, from the code: `python tests/docs.py`."""
 
 from pathlib import Path
 
+import asyncapi
 from prometheus_client import CollectorRegistry
 
 from relay.config import settings_table
@@ -35,3 +36,4 @@ def rendered(readme: str) -> str:
 
 if __name__ == "__main__":
     README.write_text(rendered(README.read_text()))
+    asyncapi.DOCUMENT.write_text(asyncapi.document())
