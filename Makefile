@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 T ?= tests
 
-.PHONY: run test test-deploy check format docs bench soak image lock clean
+.PHONY: run test test-deploy test-consumers check format docs bench soak image lock clean
 
 run: $(READY)
 	@$(BIN)/relay dev --play
@@ -27,6 +27,11 @@ format: $(READY)
 # Prometheus (Debian: apt-get install prometheus). With CHART=path/to/helm-charts/rocketchat also Rocket.Chat's own chart.
 test-deploy: $(READY)
 	@RELAY_TEST_DEPLOY=1 RELAY_TEST_CHART="$(CHART)" $(BIN)/pytest tests/deploy
+
+# What `make test` leaves out: the guide's examples in Node and shell, AsyncAPI's own parser. Node and the packages come
+# from PyPI and npm (270 MB); kcat and jq must be there (Debian: apt-get install kcat jq).
+test-consumers: $(READY)
+	@RELAY_TEST_CONSUMERS=1 $(BIN)/pytest tests/consumers
 
 image: $(READY)
 	@docker build --tag rocketchat-kafka-relay:$$($(BIN)/relay --version | cut -d' ' -f2) \
