@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 T ?= tests
 
-.PHONY: run test test-deploy test-consumers check format docs bench soak image lock clean
+.PHONY: run test test-deploy test-consumers check format docs bench soak image lock clean chaos
 
 run: $(READY)
 	@$(BIN)/relay dev --play
@@ -47,6 +47,11 @@ bench: $(READY)
 # An outage of 10 minutes, a restart with a million events, half an hour of steady load: about an hour.
 soak: $(READY)
 	@$(BIN)/python -m tests.bench.soak
+
+# Faults under load, and an oracle: make chaos FAULTS=1000 SEED=1 MINUTES=90 CLUSTER=3 RATE=1000
+chaos: $(READY)
+	@$(BIN)/python -m tests.chaos $(if $(FAULTS),--faults $(FAULTS)) $(if $(SEED),--seed $(SEED)) \
+	  $(if $(MINUTES),--minutes $(MINUTES)) $(if $(CLUSTER),--cluster $(CLUSTER)) $(if $(RATE),--rate $(RATE))
 
 # Rewrites the lock files from pyproject.toml; hashes only, no registry addresses.
 lock:

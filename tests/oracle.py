@@ -10,7 +10,7 @@ import json
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -73,19 +73,25 @@ class Landed(NamedTuple):
 
 
 def read_topics(bootstrap_servers: str, *topics: str, seconds: float = 60) -> list[Landed]:
+    """Every committed record of *topics*, by partition and offset; as `read_on` from their beginning."""
+    found = read_on(bootstrap_servers, topics, {}, seconds=seconds)
+    return sorted(found, key=lambda landed: (landed.topic, landed.partition, landed.offset))
+
+
+def read_on(
+    bootstrap_servers: str, topics: Iterable[str], reached: dict[tuple[str, int], int], *, seconds: float = 60
+) -> Iterator[Landed]:
     """
-    Every committed record of *topics*, by partition and offset.
+    Every committed record of *topics* from the offsets in *reached* on, by topic and partition; moves *reached* on.
 
     Reads to the end as a `read_uncommitted` consumer sees it: a `read_committed` one's own idea of the end lies before
     any transaction that is still open, and so would hide what that holds. Fails if one stays open for *seconds*.
     """
     ends = _ends(bootstrap_servers, topics, seconds)
     consumer = _consumer(bootstrap_servers, "read_committed")
-    found: list[Landed] = []
-    reached = dict.fromkeys(ends, 0)
     deadline = time.monotonic() + seconds
     try:
-        consumer.assign([TopicPartition(topic, partition, 0) for topic, partition in ends])
+        consumer.assign([TopicPartition(*place, reached.setdefault(place, 0)) for place in ends])
         while any(reached[place] < end for place, end in ends.items()):
             if time.monotonic() > deadline:
                 hidden = [f"{topic}-{number}" for (topic, number), end in ends.items() if reached[topic, number] < end]
@@ -95,8 +101,8 @@ def read_topics(bootstrap_servers: str, *topics: str, seconds: float = 60) -> li
                 place = (str(message.topic()), _number(message.partition()))
                 offset = _number(message.offset())
                 if error is None:
-                    found.append(_landed(message))
                     reached[place] = offset + 1
+                    yield _landed(message)
                 elif error.code() == KafkaError._PARTITION_EOF:
                     # The one sign of having passed what is no record: control marks and what was aborted.
                     reached[place] = offset
@@ -104,7 +110,6 @@ def read_topics(bootstrap_servers: str, *topics: str, seconds: float = 60) -> li
                     raise KafkaException(error)
     finally:
         consumer.close()
-    return sorted(found, key=lambda landed: (landed.topic, landed.partition, landed.offset))
 
 
 def _ends(bootstrap_servers: str, topics: Iterable[str], seconds: float) -> dict[tuple[str, int], int]:
@@ -132,6 +137,7 @@ def _consumer(bootstrap_servers: str, isolation_level: str) -> Consumer:
             "isolation.level": isolation_level,
             "enable.partition.eof": True,
             "check.crcs": True,
+            "log_level": 2,  # That a broker is away is nothing to be told of.
         }
     )
 
@@ -213,7 +219,7 @@ def judge(
         found[id_].append(record)
         event = expected[id_][1]
         wanted_topic = topic if event.reason is None else dead_letter_topic
-        faults = list(_faults(record, event, wanted_topic, id_, schema_uris or {}))
+        faults = list(faults_of(record, event, wanted_topic, id_, schema_uris or {}))
         if faults:
             verdict.corrupted.append(f"{record.place}: {'; '.join(faults)}")
     for id_, (_, event) in expected.items():
@@ -225,10 +231,15 @@ def judge(
     return verdict
 
 
+def id_of(body: bytes, workspace: str = "default") -> str:
+    """The id of an event with that body, as it occurs first."""
+    return hashlib.sha256(f"{workspace}\n".encode() + body).hexdigest()
+
+
 def _with_ids(sent: Iterable[Sent]) -> Iterable[tuple[str, Sent]]:
     repeats: Counter[str] = Counter()
     for event in sent:
-        id_ = hashlib.sha256(f"{event.workspace}\n".encode() + event.body).hexdigest()
+        id_ = id_of(event.body, event.workspace)
         repeats[id_] += 1
         yield id_ if repeats[id_] == 1 else f"{id_}.{repeats[id_]}", event
 
@@ -256,7 +267,10 @@ def _inversions(expected: Mapping[str, tuple[int, Sent]], found: Mapping[str, li
                 yield f"{after.place} after {before.place}: {what} {later} after {earlier}"
 
 
-def _faults(record: Landed, event: Sent, topic: str | None, id_: str, schema_uris: Mapping[str, str]) -> Iterable[str]:
+def faults_of(
+    record: Landed, event: Sent, topic: str | None, id_: str, schema_uris: Mapping[str, str]
+) -> Iterable[str]:
+    """What of *record* is not as it must be for *event*, which is to be on *topic* under that id."""
     payload = json.loads(event.body)
     key = _key(payload)
     if record.topic != topic:

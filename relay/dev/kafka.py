@@ -103,7 +103,7 @@ class LocalBroker(JavaProcess):
             "offsets.topic.replication.factor": str(replicas),
             "transaction.state.log.replication.factor": str(replicas),
             "transaction.state.log.min.isr": str(in_sync),
-            **self._cluster.properties,
+            **self._cluster.properties_of(self),
         }
 
 
@@ -133,6 +133,10 @@ class LocalKafka:
         self._on_progress = on_progress
         self._runtime = runtime
         self.brokers = [LocalBroker(self, node_id, self._data_dir / f"broker-{node_id}") for node_id in range(brokers)]
+
+    def properties_of(self, broker: LocalBroker) -> Mapping[str, str]:  # noqa: ARG002 (for what derives from this)
+        """Return what *broker* is to have over the defaults."""
+        return self.properties
 
     @property
     def bootstrap_servers(self) -> str:
