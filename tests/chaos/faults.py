@@ -89,35 +89,38 @@ def succeed_relay(world: World, step: Step) -> str:
 def start_twin(world: World, step: Step) -> str:
     twin = world.new_relay(world.copy_spool(live=True))
     twin.start()
-    chat = new_chat()
-    events = Chat()
-    for number in range(20):
-        body = message(chat, number)
+    chat, events = new_chat(), Chat()
+    until = time.monotonic() + step.seconds
+    while time.monotonic() < until:
+        body = message(chat, events.sent)
         event = world.ledger.send(events, body)
-        if post(twin.port, body).status == 200:
-            world.ledger.answered(event)
-        else:
-            world.ledger.failed(event)
-            world.ledger.gave_up(event)
-    time.sleep(step.seconds)
+        assert post(twin.port, body).status == 200
+        world.ledger.answered(event)
+        time.sleep(0.02)
     # Both publish with one identity and throw each other out again and again; alone, each comes to its end.
     world.relay.freeze()
     twin.wait_until_drained()
     twin.close()
     world.relay.thaw()
     world.wait_until_recovered()
-    return f"{len(twin.log('kafka_lost'))} times thrown out"
+    return f"took {events.sent} events, was thrown out {len(twin.log('kafka_lost'))} times"
 
 
 @fault("clock an hour forth", "clock an hour back")
 def set_clock(world: World, step: Step) -> str:
-    seconds = _HOUR + random.Random(step.seed).uniform(-60, 60)
-    if step.kind.endswith("back"):
-        seconds = -seconds
-    else:
-        world.ledger.clock_ahead = max(world.ledger.clock_ahead, seconds)
+    seconds = _clock_error(world, step)
     with _control(world).clock_off(seconds):
         time.sleep(step.seconds)
+    return f"{seconds:+.0f} s"
+
+
+@fault("relay restarted with its clock an hour off")
+def restart_with_wrong_clock(world: World, step: Step) -> str:
+    seconds = _clock_error(world, step)
+    with _control(world).clock_off(seconds):
+        _restart_forgetful(world)
+        time.sleep(step.seconds)
+    _restart_forgetful(world)
     return f"{seconds:+.0f} s"
 
 
@@ -280,19 +283,20 @@ def move_leaders(world: World, step: Step) -> str:
 def recreate_topic(world: World, step: Step) -> str:
     world.wait_until_recovered()
     with world.reading:
-        world.read()
+        for _ in range(3):  # Each time there is less that landed while it was read.
+            world.read_to_the_end()
         admin = world.new_admin()
         for future in admin.delete_topics([TOPIC], operation_timeout=30).values():
             future.result(60)
         wait_until(lambda: TOPIC not in admin.list_topics(timeout=30).topics, "it is gone", seconds=60, pause=0.1)
+        # Not every broker knows at once.
+        gone_at = time.monotonic() + 0.5
         time.sleep(step.seconds)
         world.create_topics(TOPIC)
         world.forget_position(TOPIC)
-        created_at = time.monotonic()
     world.wait_until_recovered()
-    world.read()
-    world.ledger.excuse_lost("on a deleted topic", sent_before=created_at)
-    return f"away for {step.seconds:.1f} s and more"
+    world.read_to_the_end()
+    return f"{world.ledger.excuse_lost('on a deleted topic', sent_before=gone_at)} events were on it alone"
 
 
 @fault("max.message.bytes below a body")
@@ -323,6 +327,21 @@ def stop_registry(world: World, step: Step) -> None:
     world.start_relay()
     time.sleep(step.seconds)
     world.registry.start()
+
+
+def _clock_error(world: World, step: Step) -> float:
+    rng = random.Random(step.seed)
+    seconds = _HOUR + rng.uniform(-60, 60)
+    if step.kind.endswith("back") or (step.kind.endswith("off") and rng.random() < 0.5):
+        return -seconds
+    world.ledger.clock_ahead = max(world.ledger.clock_ahead, seconds)
+    return seconds
+
+
+def _restart_forgetful(world: World) -> None:
+    world.relay.kill()
+    world.ledger.excuse_doubled()
+    world.start_relay()
 
 
 def _control(world: World) -> Control:

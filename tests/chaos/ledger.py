@@ -125,12 +125,17 @@ class Ledger:
 
     # --- For faults with limits. ---
 
-    def excuse_lost(self, why: str, *, sent_before: float) -> None:
-        """Events that were sent before a time (monotonic) and have not landed need not land any more."""
+    def excuse_lost(self, why: str, *, sent_before: float) -> int:
+        """Events of the topic that were sent before a time (monotonic) and have not landed need not land; how many."""
         with self._lock:
-            for event in self._live.values():
-                if not event.landed and event.sent_at < sent_before:
-                    event.excuse = why
+            lost = [
+                event
+                for event in self._live.values()
+                if not event.landed and event.reason is None and event.sent_at < sent_before
+            ]
+            for event in lost:
+                event.excuse = why
+            return len(lost)
 
     def excuse_doubled(self) -> None:
         """Events whose sender is not done now may land twice: another relay may have taken an earlier try."""

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TextIO
 
-from confluent_kafka import KafkaException
 from relay_process import wait_until
 
 from .faults import FAULTS
@@ -174,9 +173,7 @@ class Run:
     def _keep_reading(self) -> None:
         while not self._over.wait(_READ_EVERY):
             try:
-                self._world.read(seconds=5)
-            except (KafkaException, AssertionError):
-                continue  # Kafka is away, or a transaction is open: later, then.
+                self._world.read()  # Or later, if Kafka is away.
             except Exception:  # noqa: BLE001 (it ends the run)
                 self._failure = f"the oracle broke down:\n{traceback.format_exc()}"
                 return
@@ -199,9 +196,9 @@ class Run:
 
     def _wait_for_landing(self, answered_before: float) -> None:
         def landed() -> bool:
-            self._world.read()
+            complete = self._world.read()
             self._raise_failure()
-            return not self._world.ledger.missing(answered_before)
+            return complete and not self._world.ledger.missing(answered_before)
 
         try:
             wait_until(landed, "everything accepted is there", seconds=PATIENCE, pause=0.2)
@@ -209,14 +206,14 @@ class Run:
             missing = self._world.ledger.missing(answered_before)
             for id_ in missing:
                 self._world.ledger.blame("missing", id_)
-            raise RunFailed(f"{len(missing)} events are missing") from None
+            raise RunFailed(f"{len(missing)} events are missing, or a transaction is open for ever") from None
 
     def _finish(self) -> None:
         """After the load: the relay publishes the rest, and ends as it should."""
         world = self._world
         world.relay.wait_until_drained(seconds=PATIENCE)
         code = world.relay.stop()
-        world.read()
+        world.read_to_the_end()
         world.ledger.close()
         if world.ledger.faults:
             raise RunFailed(f"{dict(world.ledger.faults)}")

@@ -55,6 +55,15 @@ KINDS = (
     Kind("second relay on a copy of the spool", 1.5, (2, 5), (RELAY, PROXY, DISK, *BROKERS)),
     Kind("clock an hour forth", 3, (1, 3), (RELAY, CLOCK), needs="compiler"),
     Kind("clock an hour back", 3, (1, 3), (RELAY, CLOCK), needs="compiler"),
+    Kind(
+        "relay restarted with its clock an hour off",
+        2,
+        (0, 2),
+        (RELAY, CLOCK),
+        needs="compiler",
+        excuses="A relay that starts finds what it took before an hour old, and has forgotten it: the retry of a "
+        "delivery that it had taken and not answered lands a second time, with the same `ce_id`.",
+    ),
     # --- Its disk. ---
     Kind("disk full", 4, (0.3, 2), (DISK,), needs="compiler"),
     Kind("disk error on write", 3, (0.3, 2), (DISK,), needs="compiler"),
@@ -97,8 +106,8 @@ KINDS = (
         1,
         (0, 3),
         (TOPIC, PROXY, RELAY, *BROKERS),
-        excuses="What lay on the topic is gone, by the operator's act. Counted are only events that were sent before "
-        "the topic was there again and that nobody had read before it was deleted.",
+        excuses="What lay on the topic is gone, by the operator's act: events that were sent before it was deleted and "
+        "that nobody had read until then. What is sent while there is no topic lands on the new one.",
     ),
     Kind(
         "max.message.bytes below a body",

@@ -13,7 +13,7 @@ _ROOT = Path(__file__).parents[2]
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("cluster", "seed"), [(1, 4), (3, 4)])
 def test_nothing_is_missing_doubled_or_reordered_in_a_short_run(cluster: int, seed: int, tmp_path: Path) -> None:
-    options = {"faults": 16, "seed": seed, "cluster": cluster, "minutes": 0.8, "rate": 300, "dir": tmp_path}
+    options = {"faults": 16, "seed": seed, "cluster": cluster, "minutes": 0.8, "rate": 200, "dir": tmp_path}
     arguments = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     environ = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
 

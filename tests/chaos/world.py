@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from acceptance.bodies import schema_uris
+from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 from oracle import read_on
 from relay_process import RelayProcess, wait_until
@@ -138,11 +139,23 @@ class World:
         partitions = self.new_admin().list_topics(topic, timeout=_SECONDS).topics[topic].partitions
         return [partitions[number].leader for number in sorted(partitions)]
 
-    def read(self, *, seconds: float = _SECONDS) -> None:
-        """Has the ledger judge what has landed since, up to the end as it is now; fails as `read_on` does."""
+    def read(self, *, seconds: float = 5) -> bool:
+        """
+        Has the ledger judge what has landed since, up to the end as it is now.
+
+        Returns whether it came to the end: not while Kafka is away, or a transaction open for so many *seconds*.
+        """
         with self.reading:
-            servers = self.kafka.bootstrap_servers
-            self.ledger.land(read_on(servers, (TOPIC, DEAD_LETTERS), self._reached, seconds=seconds))
+            records = read_on(self.kafka.bootstrap_servers, (TOPIC, DEAD_LETTERS), self._reached, seconds=seconds)
+            try:
+                self.ledger.land(records)
+            except (KafkaException, AssertionError):
+                return False
+            return True
+
+    def read_to_the_end(self) -> None:
+        """As `read`, and again until it came to the end."""
+        wait_until(self.read, "all records can be read, and no transaction is open", seconds=PATIENCE, pause=0.2)
 
     def forget_position(self, topic: str) -> None:
         """The topic is another one now: it is read from its beginning."""
