@@ -58,27 +58,26 @@ class Run:
         self._taken: set[str] = set()
         self._free = threading.Condition()
         self._failure: str | None = None
-        self._over = threading.Event()
         self.outcome = Outcome()
 
     def run(self) -> Outcome:
         """Does it all; what went wrong is in the outcome."""
         reader = threading.Thread(target=self._keep_reading, name="oracle")
+        reader.start()
         try:
             with ThreadPoolExecutor(_AT_ONCE) as faults, self._world.load:
-                reader.start()
                 try:
                     self._do_all(faults)
                     self._check()
                 finally:
-                    self._over.set()
+                    self._world.over.set()
             self._finish()
         except RunFailed as failure:
             self.outcome.failure = str(failure)
         except Exception:  # noqa: BLE001 (whatever it is, there is a table to print and evidence to keep)
             self.outcome.failure = traceback.format_exc()
         finally:
-            self._over.set()
+            self._world.over.set()
             reader.join()
         self.outcome.seconds = time.monotonic() - self._begun
         return self.outcome
@@ -171,7 +170,7 @@ class Run:
     # --- What lands. ---
 
     def _keep_reading(self) -> None:
-        while not self._over.wait(_READ_EVERY):
+        while not self._world.over.wait(_READ_EVERY):
             try:
                 self._world.read()  # Or later, if Kafka is away.
             except Exception:  # noqa: BLE001 (it ends the run)

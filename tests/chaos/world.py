@@ -82,6 +82,8 @@ class World:
         self.control = Control(directory, self.disk) if compiler() else None
         self._relays: list[RelayProcess] = []
         self.relay: RelayProcess
+        #: Set once nothing need be waited for any more.
+        self.over = threading.Event()
         self._reached: dict[tuple[str, int], int] = {}
         #: Held by whoever reads, or must have nobody read.
         self.reading = threading.RLock()
@@ -213,8 +215,8 @@ class World:
 
     def recovered(self, since: float) -> bool:
         """Whether events that were sent after *since* (monotonic) are answered, and all are published at once."""
-        if self.load.failed:
-            raise AssertionError("the load has broken down")
+        assert not self.load.failed, "the load has broken down"
+        assert not self.over.is_set(), "the run is over"
         if self.load.answered_sent_at < since:
             return False
         try:
