@@ -61,6 +61,7 @@ class Proxies:
                 await self._connection(self.targets[target], reader, writer)
             under_way.discard(task)
 
+        servers: list[asyncio.Server] = []
         for number, listening in enumerate(self._listening):
 
             def accept(
@@ -68,8 +69,10 @@ class Proxies:
             ) -> "asyncio.Future[None]":
                 return asyncio.ensure_future(connected(number, reader, writer))
 
-            await asyncio.start_server(accept, sock=listening)
+            servers.append(await asyncio.start_server(accept, sock=listening))
         await self._stop.wait()
+        for server in servers:
+            server.close()
         for task in under_way:
             task.cancel()
         if under_way:
