@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 
 from relay.dedupe import DIGEST_BYTES
-from relay.event import DeadLetterReason, Event, event_type
+from relay.event import DeadLetterReason, Event, is_repeatable
 
 #: An event with its sequence.
 Entry = tuple[int, Event]
@@ -92,7 +92,5 @@ def sizes(events: str) -> list[int]:
 def digests(events: str) -> bytes:
     """What the dedupe memory keeps of a row's events: those of types that never repeat byte for byte."""
     return b"".join(
-        bytes.fromhex(fields[4])[:DIGEST_BYTES]
-        for fields in orjson.loads(events)
-        if not event_type(fields[2]).repeatable
+        bytes.fromhex(fields[4])[:DIGEST_BYTES] for fields in orjson.loads(events) if not is_repeatable(fields[2])
     )

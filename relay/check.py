@@ -39,7 +39,10 @@ async def _findings(settings: Settings) -> AsyncIterator[Finding]:
         yield Finding(False, "tokens", str(error))
         return
     yield Finding(True, "tokens", f"workspaces: {', '.join(tokens.workspaces)}")
-    yield Finding(True, "schemas", f"{len(Schemas.load(settings.schemas_dir))} event types")
+    schemas = Schemas.load(settings.schemas_dir)
+    yield Finding(True, "schemas", f"{len(schemas)} event types")
+    topics = Topics(settings.topic, settings.dead_letter_topic, schemas.types)
+    topics.check(tokens.workspaces, settings.watermark_topic)
     if settings.ack == "spool":
         yield _spool(settings)
     if settings.schema_registry_url:
@@ -56,7 +59,7 @@ async def _findings(settings: Settings) -> AsyncIterator[Finding]:
         yield Finding(False, "kafka", f"{settings.kafka_bootstrap_servers}: {str(error) or 'no answer within 15 s'}")
         return
     yield Finding(True, "kafka", f"{settings.kafka_bootstrap_servers} answers")
-    names = Topics(settings.topic, settings.dead_letter_topic).all(tokens.workspaces)
+    names = topics.all(tokens.workspaces)
     if settings.delivery == "exactly-once":
         names.append(settings.watermark_topic)
     configs = await cluster.topic_configs([name for name in names if name in found])

@@ -2,7 +2,7 @@
 Which deliveries are retries of Rocket.Chat's own.
 
 It sends no delivery id; a retry equals its first try byte for byte, and comes within minutes. Most event types never
-repeat for real, so an equal body is a retry. The three `repeatable` types may: of these a repeat is a retry only if no
+repeat for real, so an equal body is a retry. The `repeatable` types may: of these a repeat is a retry only if no
 answer for it got out in time. Knows no clock: every time is given, in milliseconds, and must not run backwards.
 """
 

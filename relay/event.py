@@ -28,7 +28,7 @@ DEFAULT_WORKSPACE = "default"
 #: where the body cannot be published.
 MAX_KEY_LENGTH = 512
 
-#: The value of `type` wherever the sender's own is not one of EVENT_TYPES.
+#: The value of `type` wherever the sender's own is not one that the relay knows.
 UNKNOWN_TYPE = "unknown"
 
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)")
@@ -76,7 +76,7 @@ def _message_time(payload: Payload) -> object:
 
 
 class EventType(NamedTuple):
-    """One of Rocket.Chat's event types."""
+    """One of Rocket.Chat's event types, or of a fork's own."""
 
     name: str
     ce_type: str
@@ -93,7 +93,9 @@ class EventType(NamedTuple):
 
 CE_TYPE_PREFIX = "chat.rocket.omnichannel."
 OFFLINE_MESSAGE = "LivechatOfflineMessage"
-EVENT_TYPES: Mapping[str, EventType] = {
+EventTypes = Mapping[str, EventType]
+#: Rocket.Chat's own.
+EVENT_TYPES: EventTypes = {
     event_type.name: event_type
     for event_type in (
         EventType("LivechatSessionStart", CE_TYPE_PREFIX + "session.started", _member("createdAt")),
@@ -107,12 +109,26 @@ EVENT_TYPES: Mapping[str, EventType] = {
         EventType(OFFLINE_MESSAGE, CE_TYPE_PREFIX + "offline-message.left", _member("sentAt")),
     )
 }
-_UNKNOWN = EventType(UNKNOWN_TYPE, CE_TYPE_PREFIX + UNKNOWN_TYPE)
+# Of a type that is not Rocket.Chat's own nobody knows here whether it repeats: taken for a retry, a genuine repeat
+# would be lost. So all these may, whatever the schemas are, which may be others after a restart.
+_UNKNOWN = EventType(UNKNOWN_TYPE, CE_TYPE_PREFIX + UNKNOWN_TYPE, repeatable=True)
+_NEVER_REPEATED = frozenset(name for name, kind in EVENT_TYPES.items() if not kind.repeatable)
 
 
-def event_type(name: str) -> EventType:
+def event_types(ce_types: Mapping[str, str]) -> EventTypes:
+    """Rocket.Chat's own types, and for each other name in *ce_types* one with that `ce_type`."""
+    added = {name: EventType(name, it, repeatable=True) for name, it in ce_types.items() if name not in EVENT_TYPES}
+    return {**EVENT_TYPES, **added}
+
+
+def event_type(name: str, types: EventTypes = EVENT_TYPES) -> EventType:
     """The type of that name, or the one that stands for all unknown ones."""
-    return EVENT_TYPES.get(name, _UNKNOWN)
+    return types.get(name, _UNKNOWN)
+
+
+def is_repeatable(type_name: str) -> bool:
+    """Whether a new event of that type may equal an earlier one byte for byte."""
+    return type_name not in _NEVER_REPEATED
 
 
 class Delivery(NamedTuple):
@@ -163,7 +179,7 @@ class Event(NamedTuple):
     """One event, ready to be stored. Only `Event.of` makes one from a delivery."""
 
     workspace: str
-    #: One of EVENT_TYPES or UNKNOWN_TYPE.
+    #: The name of an EventType, or UNKNOWN_TYPE.
     type: str
     #: Kafka's record key; none only with the reason `no_key`.
     key: str | None
@@ -184,14 +200,24 @@ class Event(NamedTuple):
     schema: str = ""
 
     @classmethod
-    def of(cls, delivery: Delivery, payload: dict[str, Any], schemas: Mapping[str, str] = NO_SCHEMAS) -> "Event":
-        """The event in *delivery*, whose body was parsed as *payload*; *schemas* has a fingerprint for each type."""
+    def of(
+        cls,
+        delivery: Delivery,
+        payload: dict[str, Any],
+        schemas: Mapping[str, str] = NO_SCHEMAS,
+        types: EventTypes = EVENT_TYPES,
+    ) -> "Event":
+        """
+        The event in *delivery*, whose body was parsed as *payload*.
+
+        *types* are those that are known; *schemas* has the fingerprint of each one's schema.
+        """
         sent_type = payload.get("type")
-        kind = EVENT_TYPES.get(sent_type, _UNKNOWN) if isinstance(sent_type, str) else _UNKNOWN
+        kind = types.get(sent_type, _UNKNOWN) if isinstance(sent_type, str) else _UNKNOWN
         key = _key(kind, payload)
         reason = detail = None
         if kind is _UNKNOWN:
-            reason, detail = DeadLetterReason.UNKNOWN_TYPE, "/type: not one of Rocket.Chat's event types"
+            reason, detail = DeadLetterReason.UNKNOWN_TYPE, "/type: not one of the event types that are known"
         elif key is None:
             place = "/visitor/email" if kind.name == OFFLINE_MESSAGE else "/_id"
             reason, detail = DeadLetterReason.NO_KEY, f"{place}: not a string of 1 to {MAX_KEY_LENGTH} characters"
@@ -218,7 +244,7 @@ class Event(NamedTuple):
     @property
     def repeatable(self) -> bool:
         """Whether a new event may equal this one byte for byte."""
-        return event_type(self.type).repeatable
+        return self.type not in _NEVER_REPEATED
 
 
 def _key(kind: EventType, payload: Payload) -> str | None:

@@ -76,4 +76,4 @@ class Framer:
         await self._ids.changed()
 
     def _subject(self, topic: str, event: Event) -> str:
-        return subject(self._strategy, topic, event_type(event.type).ce_type)
+        return subject(self._strategy, topic, event_type(event.type, self._topics.types).ce_type)

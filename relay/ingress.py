@@ -22,7 +22,16 @@ from relay.errors import (
     Rejected,
     TooLarge,
 )
-from relay.event import DEFAULT_WORKSPACE, NO_SCHEMAS, DeadLetterReason, Delivery, Event, is_test_delivery
+from relay.event import (
+    DEFAULT_WORKSPACE,
+    EVENT_TYPES,
+    NO_SCHEMAS,
+    DeadLetterReason,
+    Delivery,
+    Event,
+    EventTypes,
+    is_test_delivery,
+)
 from relay.metrics import Metrics
 from relay.redact import Redaction
 
@@ -64,6 +73,7 @@ class Ingress:
         tokens: Tokens,
         store: EventStore,
         schemas: Judge | None,
+        types: EventTypes = EVENT_TYPES,
         fingerprints: Mapping[str, str] = NO_SCHEMAS,
         enforce: bool,
         redaction: Redaction,
@@ -74,6 +84,7 @@ class Ingress:
         self._tokens = tokens
         self._store = store
         self._schemas = schemas
+        self._types = types
         self._fingerprints = fingerprints
         self._enforce = enforce
         self._redaction = redaction
@@ -134,7 +145,7 @@ class Ingress:
                 "Rocket.Chat's test button was pressed.", extra={"action": "test_delivery", "workspace": workspace}
             )
             return self._ok()
-        event = self._judged(Event.of(delivery, payload, self._fingerprints), payload)
+        event = self._judged(Event.of(delivery, payload, self._fingerprints, self._types), payload)
         if self._redaction:
             event = event._replace(body=self._redaction.apply(payload))
 

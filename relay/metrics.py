@@ -10,7 +10,6 @@ from relay import __version__
 from relay.errors import KafkaLost, Rejected
 from relay.event import EVENT_TYPES, UNKNOWN_TYPE, DeadLetterReason
 
-TYPES = (*EVENT_TYPES, UNKNOWN_TYPE)
 HTTP_CODES = ("200", "400", "401", "404", "405", "413", "500", "503")
 REJECT_REASONS = (
     "bad_token",
@@ -31,9 +30,11 @@ _LONG_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 
 class Metrics:
     """The collectors on *registry*; names and labels are API."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, types: Iterable[str] = EVENT_TYPES) -> None:
+        """*types* are the names of the known types of event."""
         disable_created_metrics()  # type: ignore[no-untyped-call]  # A second series for each of these tells nobody anything.
         self.registry = registry
+        self._types = (*types, UNKNOWN_TYPE)
         self._children: dict[tuple[Counter, tuple[str, ...]], Counter] = {}
         self.http_requests = self._counter("http_requests", "Requests to the webhook port, by status", "code")
         self.events_accepted = self._counter("events_accepted", "Events made durable", "workspace", "type")
@@ -76,12 +77,12 @@ class Metrics:
         _present(self.http_requests, HTTP_CODES)
         _present(self.events_rejected, REJECT_REASONS)
         _present(self.events_dead_lettered, DeadLetterReason)
-        _present(self.events_invalid, EVENT_TYPES)
+        _present(self.events_invalid, types)
         _present(self.publish_errors, PUBLISH_ERRORS)
 
     def add_workspace(self, workspace: str, slots: int) -> None:
         """Makes the label values of *workspace*, with this many valid tokens, present."""
-        for type_name in TYPES:
+        for type_name in self._types:
             self.events_accepted.labels(workspace, type_name)
         self.events_duplicate.labels(workspace)
         for slot in range(slots):

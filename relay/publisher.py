@@ -186,7 +186,8 @@ class Publisher:
     async def _cycle(self, producer: Producer) -> None:
         if not self._hand:
             await self._pace()
-            self._hand = await self._source.take(MAX_EVENTS, MAX_BYTES)
+            taken = await self._source.take(MAX_EVENTS, MAX_BYTES)
+            self._hand = [(sequence, self._records.known(event)) for sequence, event in taken]
             size = sum(len(event.body) for _, event in self._hand)
             self._behind = len(self._hand) >= MAX_EVENTS or size >= MAX_BYTES
             self._drop_covered()

@@ -1,12 +1,14 @@
 """What an event becomes on Kafka: topic, key, value, CloudEvents headers (binary mode), timestamp."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
-from relay.event import EVENT_TYPES, OFFLINE_MESSAGE, UNKNOWN_TYPE, DeadLetterReason, Event, event_type
+from relay.errors import SettingsInvalid
+from relay.event import EVENT_TYPES, OFFLINE_MESSAGE, UNKNOWN_TYPE, DeadLetterReason, Event, EventTypes, event_type
 from relay.framing import Frame
+from relay.values import topic as topic_name
 
 #: By how many bytes a record is larger than its body, at most: key, headers, framing.
 RECORD_OVERHEAD = 4096
@@ -32,15 +34,41 @@ class Topics(NamedTuple):
 
     events: str
     dead_letters: str
+    #: Those that are known.
+    types: EventTypes = EVENT_TYPES
 
     def of(self, workspace: str, type_name: str) -> str:
         """The topic of valid events of that type from that workspace."""
-        return self.events.replace("{type}", event_type(type_name).slug).replace("{workspace}", workspace)
+        return self.events.replace("{type}", event_type(type_name, self.types).slug).replace("{workspace}", workspace)
 
     def all(self, workspaces: Iterable[str]) -> list[str]:
         """Every topic that events of these *workspaces* may go to."""
-        names = {self.of(workspace, name) for workspace in workspaces for name in EVENT_TYPES}
+        names = {self.of(workspace, name) for workspace in workspaces for name in self.types}
         return sorted(names | {self.dead_letters})
+
+    def check(self, workspaces: Iterable[str], watermarks: str) -> None:
+        """
+        Makes sure that these *workspaces* and the types can stand in a topic's name.
+
+        Raises: SettingsInvalid.
+        """
+        faults = [fault for workspace in workspaces for fault in self._faults(workspace, watermarks)]
+        if faults:
+            raise SettingsInvalid([f"RELAY_TOPIC: {fault}." for fault in dict.fromkeys(faults)])
+
+    def _faults(self, workspace: str, watermarks: str) -> Iterator[str]:
+        # To Kafka "." and "_" are the same in two topics' names.
+        others = {self.dead_letters: "RELAY_DEAD_LETTER_TOPIC", watermarks: "RELAY_WATERMARK_TOPIC"}
+        taken = {name.replace("_", "."): owner for name, owner in others.items()}
+        for kind in self.types.values() if "{type}" in self.events else ():
+            name = self.of(workspace, kind.name)
+            try:
+                topic_name(name)
+            except ValueError as error:
+                yield f"for the type {kind.name} it comes to '{name}', which {error}"
+            other = taken.setdefault(name.replace("_", "."), kind.name)
+            if other != kind.name:
+                yield f"for the type {kind.name} it comes to {name}, which is that of {other}"
 
 
 class Framer(Protocol):
@@ -90,6 +118,13 @@ class RecordMaker:
         # Never later than now: a broker refuses records from the future, and a clock may have been set back.
         return Record(topic, key or id_, key, value, headers, min(event.received_at, now))
 
+    def known(self, event: Event) -> Event:
+        """*event*, as a dead letter if its type is not known any more: its schema went with a restart."""
+        if event.type in self._topics.types or event.type == UNKNOWN_TYPE:
+            return event
+        reason, detail = DeadLetterReason.UNKNOWN_TYPE, "/type: its schema was removed after the event was accepted"
+        return event._replace(type=UNKNOWN_TYPE, schema="", reason=reason, detail=detail)
+
     def ready(self, event: Event) -> bool:
         """Whether the record of *event* can be made: whether its schema's id is known."""
         if self._framer is None or event.reason is not None:
@@ -106,7 +141,7 @@ class RecordMaker:
         headers = [
             ("ce_specversion", b"1.0"),
             ("ce_source", f"/rocketchat/{workspace}".encode()),
-            ("ce_type", event_type(type_name).ce_type.encode()),
+            ("ce_type", event_type(type_name, self._topics.types).ce_type.encode()),
             ("content-type", b"application/json"),
         ]
         if data_schema := self._data_schema(type_name):

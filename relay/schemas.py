@@ -17,6 +17,7 @@ import orjson
 from jsonschema_rs import Draft7Validator, ValidationError, ValidationErrorKind
 
 from relay.errors import SchemasInvalid
+from relay.event import CE_TYPE_PREFIX, UNKNOWN_TYPE, EventTypes, event_types
 
 DRAFT_07 = "http://json-schema.org/draft-07/schema#"
 
@@ -60,6 +61,8 @@ class Schemas:
 
     def __init__(self, by_type: Mapping[str, Schema]) -> None:
         self._by_type = by_type
+        #: Rocket.Chat's own types of event, and those that a schema adds.
+        self.types: EventTypes = event_types({kind: schema.ce_type for kind, schema in by_type.items()})
 
     @classmethod
     def load(cls, extra_dir: Path | None = None) -> "Schemas":
@@ -173,17 +176,26 @@ def _compile(name: str, raw: bytes) -> Schema:
         validator = Draft7Validator(document, validate_formats=False, offline=True)
     except ValidationError as error:
         raise ValueError(f"not a schema: #{_pointer(error.instance_path)}: {error.message[:_MAX_FAULT]}") from error
-    rocketchat_type: object = document
-    for step in ("properties", "type", "const"):
-        rocketchat_type = rocketchat_type.get(step) if isinstance(rocketchat_type, dict) else None
-    if not isinstance(rocketchat_type, str) or not rocketchat_type:
-        raise ValueError('"properties.type.const" is not the name of a type of event')
+    rocketchat_type = _type(document)
     title, uri = document.get("title"), document.get("$id")
     if not isinstance(title, str) or not _TITLE.fullmatch(title):
         raise ValueError('"title" is not a ce_type: letters, digits, ".", "_" and "-"')
+    if title == CE_TYPE_PREFIX + UNKNOWN_TYPE:
+        raise ValueError(f'"title" is "{title}", which stands for all types without a schema')
     if not isinstance(uri, str) or not uri:
         raise ValueError('"$id" is missing')
     return Schema(name, rocketchat_type, title, uri, raw.decode(), validator)
+
+
+def _type(document: Mapping[str, object]) -> str:
+    found: object = document
+    for step in ("properties", "type", "const"):
+        found = found.get(step) if isinstance(found, dict) else None
+    if not isinstance(found, str) or not found:
+        raise ValueError('"properties.type.const" is not the name of a type of event')
+    if found == UNKNOWN_TYPE:
+        raise ValueError(f'"properties.type.const" is "{UNKNOWN_TYPE}", which stands for all types without a schema')
+    return found
 
 
 def _conflicts(shipped: Mapping[str, Schema], extra: Mapping[str, Schema], folder: Path) -> Iterator[str]:

@@ -58,9 +58,9 @@ class Service:
         Raises: SettingsInvalid.
         """
         self._settings = settings
-        self._metrics = Metrics(CollectorRegistry())
-        self._topics = Topics(settings.topic, settings.dead_letter_topic)
         self._schemas = Schemas.load(settings.schemas_dir)
+        self._metrics = Metrics(CollectorRegistry(), self._schemas.types)
+        self._topics = Topics(settings.topic, settings.dead_letter_topic, self._schemas.types)
         self._fingerprints = {it.rocketchat_type: fingerprint(it.text) for it in self._schemas}
         self._registry = registry(settings)
         self._ids: SchemaIds | None = None
@@ -78,6 +78,7 @@ class Service:
             )
         except (OSError, ValueError) as error:
             raise SettingsInvalid([str(error)]) from error
+        self._topics.check(self._tokens.workspaces, settings.watermark_topic)
         self._store: Spool | MemoryQueue
         self._publisher: Publisher
         self._ingress: Ingress
@@ -203,6 +204,7 @@ class Service:
         self._ingress = Ingress(
             tokens=self._tokens,
             store=store,
+            types=self._schemas.types,
             fingerprints=self._fingerprints,
             schemas=None if settings.schema_validation == "off" else self._schemas,
             enforce=settings.schema_validation == "enforce",

@@ -121,5 +121,7 @@ def _sources(settings: Settings) -> tuple[Topics, list[str], Schemas]:
         tokens = Tokens(settings.token, settings.workspaces_dir)
     except (OSError, ValueError) as error:
         raise SettingsInvalid([str(error)]) from error
-    topics = Topics(settings.topic, settings.dead_letter_topic)
-    return topics, tokens.workspaces, Schemas.load(settings.schemas_dir)
+    schemas = Schemas.load(settings.schemas_dir)
+    topics = Topics(settings.topic, settings.dead_letter_topic, schemas.types)
+    topics.check(tokens.workspaces, settings.watermark_topic)
+    return topics, tokens.workspaces, schemas

@@ -10,7 +10,8 @@ from relay.event import Event
 MakeEvent = Callable[..., Event]
 START = 1_764_000_000_000
 WINDOW = 300_000
-REPEATABLE = ("LivechatSessionQueued", "LivechatEdit", "LeadCapture")
+#: A genuine repeat of a type that is not Rocket.Chat's own must not be lost as a retry.
+REPEATABLE = ("LivechatSessionQueued", "LivechatEdit", "LeadCapture", "unknown", "Survey")
 OTHERS = (
     "LivechatSessionStart",
     "LivechatSessionTaken",
@@ -18,7 +19,6 @@ OTHERS = (
     "LivechatSession",
     "Message",
     "LivechatOfflineMessage",
-    "unknown",
 )
 
 

@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from relay.errors import BadJson
-from relay.event import EVENT_TYPES, DeadLetterReason, Delivery, Event, event_type, is_test_delivery
+from relay.event import EVENT_TYPES, DeadLetterReason, Delivery, Event, event_type, event_types, is_test_delivery
 
 CASES = Path(__file__).parents[2] / "tests" / "schemas"
 SAMPLES = sorted(CASES.glob("*/valid/*.json"))
@@ -255,6 +255,37 @@ def test_the_sender_s_own_word_for_the_type_goes_nowhere() -> None:
     event = event_of({"_id": "c", "type": "visitor-secret"})
     assert "visitor-secret" not in (event.detail or "")
     assert event_type("visitor-secret").ce_type == "chat.rocket.omnichannel.unknown"
+
+
+# --- A fork's own types. ---
+
+FORKED = event_types({"Survey": "com.example.survey.answered", "Message": "ignored"})
+
+
+def forked(body: dict[str, Any]) -> Event:
+    delivery = Delivery("default", json.dumps(body).encode(), 1_000)
+    return Event.of(delivery, delivery.parse(), {"Survey": "print"}, FORKED)
+
+
+def test_a_type_that_a_schema_adds_is_an_event_like_any_other() -> None:
+    event = forked({"_id": "c", "type": "Survey", "createdAt": "2026-11-20T09:00:00Z"})
+    assert (event.type, event.key, event.reason, event.schema) == ("Survey", "c", None, "print")
+    assert event.time == ""
+    assert event_type("Survey", FORKED).ce_type == "com.example.survey.answered"
+    assert event_type("Survey", FORKED).slug == "com.example.survey.answered"
+
+
+def test_an_added_type_needs_a_chat_and_leaves_the_others_as_they_are() -> None:
+    assert forked({"type": "Survey"}).reason is DeadLetterReason.NO_KEY
+    assert forked({"_id": "c", "type": "Poll"}).reason is DeadLetterReason.UNKNOWN_TYPE
+    assert {name: FORKED[name] for name in EVENT_TYPES} == EVENT_TYPES
+
+
+@pytest.mark.parametrize("type_", ["Survey", "Poll"])
+def test_whether_a_type_that_is_not_rocket_chat_s_repeats_does_not_depend_on_the_schemas(type_: str) -> None:
+    body = {"_id": "c", "type": type_}
+    assert forked(body).repeatable
+    assert event_of(body).repeatable
 
 
 # --- Identity. ---

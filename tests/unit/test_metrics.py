@@ -2,7 +2,7 @@ import platform
 from typing import TypeVar
 
 import pytest
-from prometheus_client import generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from relay import __version__, errors
@@ -117,6 +117,13 @@ def test_a_metric_of_the_contract_is_there_from_the_start(of_acme: Metrics, name
     )
     if name != "relay_build_info":
         assert {value for _, value in samples} == {0.0}
+
+
+def test_a_type_that_a_schema_adds_is_there_from_the_start() -> None:
+    metrics = Metrics(CollectorRegistry(), [*EVENT_TYPES, "Survey"])
+    metrics.add_workspace("acme", 1)
+    assert ({"workspace": "acme", "type": "Survey"}, 0.0) in families(metrics)["relay_events_accepted"][1]
+    assert ({"type": "Survey"}, 0.0) in families(metrics)["relay_events_invalid"][1]
 
 
 def test_there_is_no_metric_beyond_the_contract(of_acme: Metrics) -> None:

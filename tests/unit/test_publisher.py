@@ -187,6 +187,22 @@ def poison(make_event: MakeEvent, number: int) -> Event:
 # --- When all goes well. ---
 
 
+async def test_an_event_whose_type_is_not_known_any_more_becomes_a_dead_letter_with_its_body(
+    spool: Spool, kafka: FakeKafka, metrics: Metrics, make_event: MakeEvent, until: Until
+) -> None:
+    gone = make_event(1)._replace(type="Survey", schema="print")
+    sent = await fill(spool, [gone, make_event(2)])
+    async with publishing(spool, kafka, metrics):
+        await until(lambda: spool.depth == 0)
+    assert kafka.bodies == sent
+    assert [record.topic for record in kafka.committed] == ["dead", "events"]
+    headers = dict(kafka.committed[0].headers)
+    assert (headers["relay_error_reason"], headers["ce_type"][-8:]) == (b"unknown_type", b".unknown")
+    assert headers["relay_error_detail"].startswith(b"/type: ")
+    count = metrics.registry.get_sample_value("relay_events_dead_lettered_total", {"reason": "unknown_type"})
+    assert count == 1
+
+
 async def test_events_reach_kafka_once_in_order_and_leave_the_spool(
     spool: Spool, kafka: FakeKafka, make_event: MakeEvent, until: Until
 ) -> None:

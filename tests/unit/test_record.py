@@ -4,7 +4,8 @@ from typing import Any
 import orjson
 import pytest
 
-from relay.event import EVENT_TYPES, UNKNOWN_TYPE, DeadLetterReason, Delivery, Event
+from relay.errors import SettingsInvalid
+from relay.event import EVENT_TYPES, UNKNOWN_TYPE, DeadLetterReason, Delivery, Event, event_types
 from relay.record import Record, RecordMaker, Topics, rfc3339
 
 MakeEvent = Callable[..., Event]
@@ -177,6 +178,32 @@ def test_every_topic_that_may_be_needed_is_named() -> None:
     assert len(templated) == 2 * len(EVENT_TYPES) + 1
     assert "a.session.closed" in templated
     assert not any(UNKNOWN_TYPE in name for name in templated)
+
+
+def test_a_type_that_a_schema_adds_has_its_topic_and_its_ce_type(make_event: MakeEvent) -> None:
+    topics = Topics("rc.{type}", "dead", event_types({"Survey": "com.example.survey"}))
+    record = RecordMaker(topics, lambda _: None).record(1, make_event()._replace(type="Survey"), NOW)
+    assert (record.topic, headers_of(record)["ce_type"]) == ("rc.com.example.survey", "com.example.survey")
+    assert "rc.com.example.survey" in topics.all(["a"])
+
+
+@pytest.mark.parametrize(
+    ("events", "ce_type", "fault"),
+    [
+        ("rc.{type}", "chat.rocket.omnichannel.dead-letter", "it comes to rc.dead-letter, which is that of RELAY_DEAD"),
+        ("rc.{type}", "chat.rocket.omnichannel.water_marks", "to rc.water_marks, which is that of RELAY_WATERMARK_T"),
+        ("rc.{type}", "message_saved", "it comes to rc.message_saved, which is that of Message"),
+        ("{type}", "chat.rocket.omnichannel.", "it comes to '', which must be a topic name"),
+        ("{type}", "..", r"it comes to '\.\.', which must be a topic name"),
+        ("r" * 50 + "{type}", "t" * 200, "which must be a topic name: .*at most 249"),
+    ],
+)
+def test_a_type_that_cannot_stand_in_a_topic_s_name_is_refused(events: str, ce_type: str, fault: str) -> None:
+    types = event_types({"Survey": ce_type})
+    with pytest.raises(SettingsInvalid, match=f"RELAY_TOPIC: for the type Survey .*{fault}"):
+        Topics(events, "rc.dead-letter", types).check(["a", "b"], "rc.water.marks")
+    Topics("rc", "rc.dead-letter", types).check(["a", "b"], "rc.water.marks")
+    Topics(events, "rc.dead-letter").check(["a", "b"], "rc.water.marks")
 
 
 @pytest.mark.parametrize(

@@ -316,6 +316,8 @@ def test_a_further_file_adds_a_type(tmp_path: Path) -> None:
     assert (schema.name, schema.ce_type, schema.uri) == ("custom", "test.custom", "urn:test:custom")
     assert len(schemas) == len(SHIPPED) + 1
     assert schemas.judge("Custom", {}) == "/_id: required"
+    assert schemas.types.keys() - SHIPPED.types.keys() == {"Custom"}
+    assert schemas.types["Custom"].ce_type == "test.custom"
 
 
 def test_a_further_file_replaces_the_shipped_one_of_its_type(tmp_path: Path) -> None:
@@ -346,6 +348,12 @@ def test_every_fault_of_every_file_is_told_at_once(tmp_path: Path) -> None:
             "not a schema: #/properties/type/minLength: -1 is less than the minimum of 0"
         ),
         write_schema(tmp_path, "a-title", title="a b"): ('"title" is not a ce_type: letters, digits, ".", "_" and "-"'),
+        write_schema(tmp_path, "a-type", properties={"type": {"const": "unknown"}}): (
+            '"properties.type.const" is "unknown", which stands for all types without a schema'
+        ),
+        write_schema(tmp_path, "a-unknown", title="chat.rocket.omnichannel.unknown"): (
+            '"title" is "chat.rocket.omnichannel.unknown", which stands for all types without a schema'
+        ),
         write_schema(tmp_path, "b-1"): None,
         write_schema(tmp_path, "b-2"): "b-1.json is for Custom too",
         write_schema(tmp_path, "c", title="test.b-1", properties={"type": {"const": "Other"}}): (
@@ -395,7 +403,7 @@ def test_a_reference_out_of_the_file_is_refused_and_not_fetched(tmp_path: Path, 
 def test_an_installed_package_brings_its_schemas(tmp_path: Path) -> None:
     # As the wheel lays them out; see `force-include` in pyproject.toml.
     shutil.copytree(REPOSITORY / "schemas", tmp_path / "relay" / "_schemas")
-    for module in ("__init__", "errors", "schemas"):
+    for module in ("__init__", "errors", "event", "schemas"):
         shutil.copy(REPOSITORY / "relay" / f"{module}.py", tmp_path / "relay")
     program = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
