@@ -135,7 +135,7 @@ def test_there_is_one_schema_for_each_type_of_event() -> None:
     assert {schema.rocketchat_type: schema.ce_type for schema in SHIPPED} == {
         event_type.name: event_type.ce_type for event_type in EVENT_TYPES.values()
     }
-    assert len(SHIPPED) == len(TYPES) == len(list((REPOSITORY / "schemas").iterdir())) == 9
+    assert len(SHIPPED) == len(TYPES) == len(list((REPOSITORY / "schemas").glob("*.json"))) == 9
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
