@@ -2,12 +2,13 @@
 
 import os
 import resource
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from relay.errors import SpoolInUse
-from relay.files import RESERVE_BYTES, Reserve, make_private, own
+from relay.files import RESERVE_BYTES, Reserve, make_private, own, owner
 
 
 def blocks_of(path: Path) -> int:
@@ -47,6 +48,28 @@ def test_a_spool_has_one_owner_who_is_named(tmp_path: Path) -> None:
 
     os.close(lock)
     os.close(own(tmp_path / "relay.db"))
+
+
+def test_who_owns_a_spool_is_told_without_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert owner(tmp_path / "relay.db") is None
+    lock = own(tmp_path / "relay.db")
+    assert owner(tmp_path / "relay.db") == os.getpid()
+
+    def somebody_elses(process: int, signal: int) -> None:
+        assert (process, signal) == (os.getpid(), 0)
+        raise PermissionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "kill", somebody_elses)
+        assert owner(tmp_path / "relay.db") == os.getpid()
+    os.close(lock)
+    # What a process left that has ended.
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait()
+    (tmp_path / "relay.db.lock").write_text(f"{ended.pid}\n")
+    assert owner(tmp_path / "relay.db") is None
+    (tmp_path / "relay.db.lock").write_text("")
+    assert owner(tmp_path / "relay.db") is None
 
 
 def test_a_new_file_is_its_owners_alone_and_an_old_one_stays_as_it_is(tmp_path: Path) -> None:

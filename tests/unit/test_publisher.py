@@ -654,6 +654,33 @@ async def test_without_transactions_a_refused_event_is_judged_by_a_harmless_reco
     assert len(spool.dead) == 1
 
 
+async def test_without_transactions_no_watermark_is_missed(
+    path: Path, make_event: MakeEvent, until: Until, caplog: pytest.LogCaptureFixture
+) -> None:
+    kafka = FakeKafka(transactional=False)
+    for number in range(2):
+        async with opened(path) as spool:
+            await fill(spool, [make_event(number)])
+            async with publishing(spool, kafka):
+                await until(lambda: spool.depth == 0)
+    assert len(kafka.bodies) == 2
+    assert "watermark_lost" not in [vars(record).get("action") for record in caplog.records]
+
+
+async def test_a_watermark_that_kafka_has_lost_is_told(
+    path: Path, kafka: FakeKafka, make_event: MakeEvent, until: Until, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(2):
+        async with opened(path) as spool:
+            await fill(spool, [make_event(number)])
+            async with publishing(spool, kafka):
+                await until(lambda: spool.depth == 0)
+        kafka.watermark = None
+    assert len(kafka.bodies) == 2
+    told = [vars(record)["published"] for record in caplog.records if vars(record).get("action") == "watermark_lost"]
+    assert told == [1]
+
+
 # --- The spool's own faults. ---
 
 

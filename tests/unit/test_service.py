@@ -10,10 +10,15 @@ from pathlib import Path
 import pytest
 from service_for_tests import MESSAGE, TOKEN, ask, post, process_as_it_was, running, started
 
+from relay.batch import Entry
 from relay.config import Settings
 from relay.errors import RelayError, SettingsInvalid, SpoolInUse
+from relay.event import Event
+from relay.inspection import request
 from relay.service import Service
+from relay.store import Change, Store
 
+MakeEvent = Callable[..., Event]
 Until = Callable[[Callable[[], object]], Awaitable[None]]
 
 
@@ -43,6 +48,28 @@ def _process_as_it_was() -> Iterator[None]:
 def stored(environ: dict[str, str]) -> list[bytes]:
     with closing(sqlite3.connect(environ["RELAY_SPOOL_PATH"])) as connection:
         return [body for (body,) in connection.execute("SELECT body FROM events ORDER BY sequence")]
+
+
+async def test_a_request_for_a_dead_event_is_done_with_the_start_and_while_it_runs(
+    environ: dict[str, str], until: Until, make_event: MakeEvent
+) -> None:
+    path = Path(environ["RELAY_SPOOL_PATH"])
+    dead: list[Entry] = [(number, make_event(number)) for number in (1, 2)]
+    with closing(Store(path, 1 << 28)) as store:
+        store.write(Change(published=2, dead=[(entry, "too large") for entry in dead]))
+    request(path, [2])
+    async with running(environ) as service:
+
+        async def dead_events() -> float:
+            return float((await ask(service, "/status"))[1]["spool"]["dead_events"])
+
+        await until(lambda: len(stored(environ)) == 1)
+        assert await dead_events() == 1
+        request(path, [1])
+        await until(lambda: len(stored(environ)) == 2)
+        assert await dead_events() == 0
+        assert "relay_spool_dead_events 0.0" in (await ask(service, "/metrics"))[1]
+    assert stored(environ) == [event.body for _, event in reversed(dead)]
 
 
 async def test_without_kafka_it_is_ready_and_keeps_what_it_answered_200(environ: dict[str, str], until: Until) -> None:
