@@ -16,7 +16,7 @@ class Reserve:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._kept = False
+        self._kept = path.exists() and path.stat().st_blocks * 512 >= RESERVE_BYTES
 
     def keep(self) -> None:
         """
@@ -48,7 +48,7 @@ def own(path: Path) -> int:
     """
     Takes the spool at *path* for this process, until the returned descriptor is closed or the process ends.
 
-    Raises: SpoolInUse.
+    Raises: SpoolInUse, OSError.
     """
     # A lock of our own beside the file: SQLite's would shut out the commands that look into a running spool.
     lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _PRIVATE)
@@ -61,8 +61,12 @@ def own(path: Path) -> int:
             f"The spool {path} belongs to another relay (process {owner or 'unknown'}): "
             "stop that one, or set another RELAY_SPOOL_PATH."
         ) from None
-    os.truncate(lock, 0)
-    os.write(lock, f"{os.getpid()}\n".encode())
+    try:
+        os.truncate(lock, 0)
+        os.write(lock, f"{os.getpid()}\n".encode())
+    except OSError:
+        os.close(lock)
+        raise
     return lock
 
 

@@ -7,6 +7,7 @@ or raises and has changed nothing. Everything here blocks; spool.py calls it fro
 Longer than other modules: what one transaction writes is told in one piece.
 """
 
+import errno
 import logging
 import os
 import sqlite3
@@ -110,17 +111,26 @@ class Store:
         self._reading = threading.Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with ExitStack() as undo:
-                self._lock = own(path)
-                make_private(path)
-                undo.callback(os.close, self._lock)
-                self._writer: sqlite3.Connection | None = undo.enter_context(closing(self._connect()))
-                self._reader = undo.enter_context(closing(self._connect()))
-                self._reserve.keep()
-                sync_directory(path.parent)
-                undo.pop_all()
+            try:
+                self._open()
+            except (OSError, sqlite3.Error) as error:
+                # SQLite's files beside the spool's own need room too, and what is in it is to reach Kafka.
+                if not (_is_about_room(error) and self._reserve.release()):
+                    raise
+                self._open()
         except (OSError, sqlite3.Error) as error:
             raise SpoolUnusable(f"The spool {path} cannot be opened: {error}.") from error
+
+    def _open(self) -> None:
+        with ExitStack() as undo:
+            self._lock = own(self._path)
+            undo.callback(os.close, self._lock)
+            make_private(self._path)
+            self._writer: sqlite3.Connection | None = undo.enter_context(closing(self._connect()))
+            self._reader = undo.enter_context(closing(self._connect()))
+            self._reserve.keep()
+            sync_directory(self._path.parent)
+            undo.pop_all()
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, timeout=10, isolation_level=None, check_same_thread=False)
@@ -317,6 +327,13 @@ class Store:
         self._give_up_writer()
         self._reader.close()
         os.close(self._lock)
+
+
+def _is_about_room(error: OSError | sqlite3.Error) -> bool:
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOSPC
+    # Without room for its shared memory SQLite speaks of an I/O error.
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
 
 
 def _inserts(change: Change) -> Iterator[tuple[int, int, int, int, str, bytes]]:

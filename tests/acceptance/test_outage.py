@@ -1,5 +1,6 @@
 """Kafka away, the spool full, the disk full: deliveries are taken as long as they can be, and none is lost."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -150,6 +151,29 @@ def test_a_disk_that_was_full_while_kafka_was_away_is_free_again_once_kafka_is_b
     relay.wait_until_drained()
     assert relay.stop() == 0
     assert not faults(breakable_kafka, relay, sent)
+
+
+def test_a_relay_that_is_started_on_a_full_disk_publishes_what_is_spooled(
+    breakable_kafka: LocalKafka, make_relay: MakeRelay, small_disk: Path
+) -> None:
+    (broker,) = breakable_kafka.brokers
+    spool = str(small_disk / "relay.db")
+    relay = make_relay(breakable_kafka, RELAY_SPOOL_PATH=spool, RELAY_DRAIN_SECONDS="0").start(connected=True)
+    broker.kill()
+    body = message(new_chat())
+    assert post(relay.port, body).status == 200
+    assert relay.stop() == 0  # An orderly stop leaves no files beside the spool's: the next start must make them.
+    assert not (small_disk / "relay.db-wal").exists()
+    with contextlib.suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as filler:
+        while filler.write(bytes(4096)):
+            pass
+
+    relay.start()
+
+    broker.start()
+    relay.wait_until_drained()
+    assert relay.stop() == 0
+    assert not faults(breakable_kafka, relay, [Sent(body)])
 
 
 @pytest.mark.parametrize(

@@ -139,8 +139,11 @@ def test_what_a_killed_relay_left_is_seen(path: Path, tmp_path: Path, make_event
         store.write(Change([(1, make_event())], total_events=1))
         for name in ("relay.db", "relay.db-wal"):
             (tmp_path / name).write_bytes(path.with_name(name).read_bytes())
+    before = (tmp_path / "relay.db").read_bytes(), (tmp_path / "relay.db-wal").read_bytes()
     with closing(Inspection(tmp_path / "relay.db")) as spool:
         assert spool.overview().progress.pending_events == 1
+    # It is the relay's to clear up.
+    assert before == ((tmp_path / "relay.db").read_bytes(), (tmp_path / "relay.db-wal").read_bytes())
 
 
 def test_without_a_spool_none_is_made(tmp_path: Path) -> None:

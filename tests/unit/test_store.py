@@ -310,6 +310,18 @@ def test_dead_events_are_kept_with_their_bodies(path: Path, make_event: MakeEven
     ]
 
 
+def test_a_requeued_event_goes_into_the_space_that_it_leaves(path: Path, make_event: MakeEvent) -> None:
+    # A spool that is full of dead events has no other.
+    event = make_event(7, padding=HEADROOM_BYTES + (1 << 20))
+    with closing(Store(path, 2 << 20)) as store:
+        store.write(Change(published=1, dead=[((1, event), "too large")]))
+        with pytest.raises(SpoolFull):
+            store.write(Change([(2, event)], total_events=1))
+        store.write(Change([(2, event)], requeued={2: 1}, total_events=1))
+        assert read_all(store) == [(2, event)]
+        assert store.contents(0).dead == {}
+
+
 def test_the_digests_of_events_are_known_as_long_as_they_are_there(store: Store, make_event: MakeEvent) -> None:
     events = [make_event(number) for number in range(3)]
     lead = make_event(9, type_="LeadCapture")
