@@ -325,7 +325,8 @@ class Store:
     def close(self) -> None:
         """Closes the file; another process may own it then."""
         self._give_up_writer()
-        self._reader.close()
+        with self._reading:  # Who waited for it may have been cancelled; the reading itself goes on in its thread.
+            self._reader.close()
         os.close(self._lock)
 
 

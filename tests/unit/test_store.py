@@ -3,13 +3,17 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from relay import spool_file
 from relay.batch import Entry
 from relay.dedupe import Repeat
 from relay.errors import SpoolFailed, SpoolFull, SpoolInUse, SpoolUnusable
@@ -176,6 +180,30 @@ def test_reading_begins_and_ends_where_it_is_told(store: Store, make_event: Make
     # Whole rows, until there is enough.
     assert store.read(0, None, 11, NO_LIMIT) == entries[:20]
     assert store.read(0, None, NO_LIMIT, 1) == entries[:10]
+
+
+def test_the_file_is_not_closed_while_it_is_read(
+    path: Path, make_event: MakeEvent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads, may_go_on = threading.Event(), threading.Event()
+    entries = spool_file.entries
+
+    def slowly(*arguments: Any) -> list[Entry]:
+        reads.set()
+        assert may_go_on.wait(10)
+        return entries(*arguments)
+
+    monkeypatch.setattr(spool_file, "entries", slowly)
+    store = Store(path, MAX_BYTES)
+    store.write(Change([(1, make_event())], total_events=1))
+    with ThreadPoolExecutor(2) as threads:
+        reading = threads.submit(read_all, store)
+        assert reads.wait(10)
+        closing_ = threads.submit(store.close)
+        assert not wait([closing_], timeout=0.05).done
+        may_go_on.set()
+        assert reading.result(10) == [(1, make_event())]
+        closing_.result(10)
 
 
 def test_a_large_batch_is_read_a_piece_at_a_time(store: Store, make_event: MakeEvent) -> None:
