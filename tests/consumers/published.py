@@ -37,8 +37,10 @@ class Published:
     topic: str
     #: The events of each chat, in the order in which the relay accepted them.
     chats: Mapping[str, Sequence[Event]]
-    #: What the guide calls the conversation: lines for each chat.
+    #: For each chat, as the examples print it: all that was said in it.
     conversations: Mapping[str, Sequence[str]]
+    #: The same of what its close says.
+    transcripts: Mapping[str, Sequence[str]]
 
     def write(self, name: str, directory: Path) -> Path:
         """The example of that name as a file, with this topic and a consumer group of its own."""
@@ -68,7 +70,7 @@ def published(directory: Path, kafka: str, registry: str, topic: str) -> Iterato
     if registry:
         settings["RELAY_SCHEMA_REGISTRY_URL"] = registry
     plain, reordered, deleted = chats = [_chat(seed) for seed in (1, 2, 3)]
-    kept = [_reorder(reordered), _delete(deleted)]
+    deletions = [_reorder(reordered), _delete(deleted)]
     before, after = zip(*((chat[:-2], chat[-2:]) for chat in chats), strict=True)
     relay = RelayProcess(directory, kafka, settings)
     try:
@@ -81,10 +83,13 @@ def published(directory: Path, kafka: str, registry: str, topic: str) -> Iterato
         relay.wait_until_drained()
     finally:
         relay.close()
-    conversations = [_conversation(chat, extra) for chat, extra in zip(chats, ([], *kept), strict=True)]
-    ids = [chat[0]["_id"] for chat in chats]
     yield Published(
-        kafka, registry, topic, dict(zip(ids, chats, strict=True)), dict(zip(ids, conversations, strict=True))
+        kafka,
+        registry,
+        topic,
+        {chat[0]["_id"]: chat for chat in chats},
+        {chat[0]["_id"]: _printed(chat, gone) for chat, gone in zip(chats, ([], *deletions), strict=True)},
+        {chat[0]["_id"]: _printed(chat, []) for chat in chats},
     )
 
 
@@ -93,12 +98,11 @@ def _chat(seed: int) -> list[Event]:
 
 
 def _reorder(chat: list[Event]) -> list[Event]:
-    """Delivers a message only after its edit, and takes it out of all transcripts after that: what is left is kept."""
+    """Has a message come only after its edit, and deleted later, so that no transcript says what it was in the end."""
     edit = next(it for it in chat if it["type"] == "Message" and it["messages"][0].get("editedAt"))
     [edited] = edit["messages"]
     original = next(it for it in chat if it["type"] == "Message" and it["messages"][0]["_id"] == edited["_id"])
     chat.insert(chat.index(edit), chat.pop(chat.index(original)))
-    chat.insert(chat.index(original), chat.pop(chat.index(edit)))
     _take_out(chat, edited)
     return [edited]
 
@@ -116,10 +120,10 @@ def _take_out(chat: list[Event], message: Event) -> None:
             event["messages"] = [it for it in event["messages"] if it["_id"] != message["_id"]]
 
 
-def _conversation(chat: Sequence[Event], kept: Sequence[Event]) -> list[str]:
-    """The transcript of the close, and what else was said."""
+def _printed(chat: Sequence[Event], gone: Sequence[Event]) -> list[str]:
+    """The messages of the close, and those that were deleted before it."""
     closed = chat[-2]
-    said = sorted([*closed["messages"], *kept], key=lambda message: str(message["ts"]))
+    said = sorted([*closed["messages"], *gone], key=lambda message: str(message["ts"]))
     lines = [f"{closed['_id']} closed by the {closed['closer']}"]
     for message in said:
         text = message.get("msg") or message.get("file", {}).get("name", "")
@@ -178,7 +182,7 @@ class Printing:
             return len(self.lines()) >= count
 
         try:
-            wait_until(printed, f"{count} lines", seconds=90, pause=0.05)
+            wait_until(printed, f"{count} lines", seconds=180, pause=0.05)
         except AssertionError as error:
             told = [*self.lines()[-5:], self._errors.read_text(errors="replace")[-2000:]]
             raise AssertionError("\n".join([str(error), *told])) from None
@@ -186,7 +190,7 @@ class Printing:
 
     def finish(self) -> list[str]:
         """Every line once the command has ended by itself."""
-        assert self._process.wait(90) == 0, self._errors.read_text(errors="replace")
+        assert self._process.wait(180) == 0, self._errors.read_text(errors="replace")
         return self.lines()
 
     def close(self) -> None:
