@@ -169,7 +169,8 @@ class Load:
                 await asyncio.sleep(random.choice((0.0, 0.001, 0.003)))
         except (OSError, TimeoutError):
             return
-        if random.random() < 0.5:
-            connection: socket.socket = writer.get_extra_info("socket")
+        # None once the relay has closed it.
+        connection: socket.socket | None = writer.get_extra_info("socket")
+        if connection is not None and random.random() < 0.5:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.transport.abort()
