@@ -11,11 +11,12 @@ from typing import TextIO
 
 from relay_process import wait_until
 
-from .faults import FAULTS
+from . import kafka_faults, relay_faults
 from .schedule import BROKERS, CHECK_EVERY, KINDS, RELAY, Kind, Step
 from .syscalls import compiler
 from .world import PATIENCE, World
 
+FAULTS = relay_faults.FAULTS | kafka_faults.FAULTS
 _KINDS = {kind.name: kind for kind in KINDS}
 #: Faults at once.
 _AT_ONCE = 4

@@ -2,7 +2,7 @@
 
 import pytest
 
-from chaos.faults import FAULTS
+from chaos.run import FAULTS
 from chaos.schedule import KINDS, kinds, schedule
 
 

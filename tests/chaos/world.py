@@ -5,7 +5,7 @@ import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +24,7 @@ from relay.dev.registry import LocalRegistry
 from .ledger import Layout, Ledger
 from .load import Load
 from .proxy import Proxies
+from .schedule import Step
 from .syscalls import Control, compiler
 
 PARTITIONS = 6
@@ -229,3 +230,7 @@ class World:
         """Returns when `recovered`, by default since now."""
         since = time.monotonic() if since is None else since
         wait_until(lambda: self.recovered(since), "the relay has recovered", seconds=seconds, pause=0.05)
+
+
+#: Does one fault to the world, undoes its cause, and returns what there is to note.
+Fault = Callable[[World, Step], str | None]
