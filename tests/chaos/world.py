@@ -30,7 +30,7 @@ from .syscalls import Control, compiler
 PARTITIONS = 6
 TOPIC, DEAD_LETTERS, WATERMARKS = "chaos.events", "chaos.dead-letters", "chaos.watermarks"
 #: Seconds within which the relay must be back after any fault has ended.
-PATIENCE = 150.0
+PATIENCE = 300.0
 _SECONDS = 60.0
 #: The age of the oldest event that a relay under load may have when all is well.
 _FRESH = 1.5
