@@ -93,7 +93,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     verb("send", "play Rocket.Chat: its headers, timeout and retries")
     verb("tail", "print records as they land")
     verb("spool", "what waits for Kafka: status, list, export")
-    verb("dead", "events that Kafka refused: list, show, export, requeue")
+    verb("dead", "events that Kafka refused: list, show, export, requeue; dead letters of the topic: replay")
     verb("check", "would it work? settings, spool, registry, Kafka, topics: each line ok or what to do", _check)
     schemas = verb("schemas", "the schemas of the events, and the schema registry", _schemas)
     schemas.add_argument(

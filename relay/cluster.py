@@ -225,10 +225,10 @@ class Cluster:
         place = TopicPartition(topic, partition)
         with translated(f"reading the watermark from {topic} partition {partition}"):
             async with asyncio.timeout(START_TIMEOUT):
-                async with self._consumer("read_uncommitted") as consumer:
+                async with self.consumer("read_uncommitted") as consumer:
                     begin = (await consumer.beginning_offsets([place]))[place]
                     end = (await consumer.end_offsets([place]))[place]
-                async with self._consumer("read_committed") as consumer:
+                async with self.consumer("read_committed") as consumer:
                     consumer.assign([place])
                     reach = _WATERMARK_REACH
                     while True:
@@ -241,9 +241,13 @@ class Cluster:
                         reach *= 10
 
     @asynccontextmanager
-    async def _consumer(self, isolation_level: str) -> AsyncIterator[AIOKafkaConsumer]:
+    async def consumer(self, isolation_level: str) -> AsyncIterator[AIOKafkaConsumer]:
+        """A consumer of no group, which goes on at the beginning of what is left where records are deleted."""
         consumer = AIOKafkaConsumer(
-            **self.connection.options(), isolation_level=isolation_level, enable_auto_commit=False
+            **self.connection.options(),
+            isolation_level=isolation_level,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
         )
         try:
             await consumer.start()

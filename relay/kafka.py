@@ -49,7 +49,7 @@ class TopicPlan(NamedTuple):
     """The topics that a relay needs."""
 
     topics: Collection[str]
-    #: None: no transactions, at least once.
+    #: None: none are kept, so that after a crash records may be written again.
     watermarks: str | None
     #: Whether missing ones are created.
     create: bool
@@ -60,7 +60,18 @@ class TopicPlan(NamedTuple):
 class Producer:
     """One producer, from `start` to its first error."""
 
-    def __init__(self, connection: Connection, plan: TopicPlan, identity: str, compression: str | None) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        plan: TopicPlan,
+        identity: str,
+        compression: str | None,
+        *,
+        transactional: bool | None = None,
+    ) -> None:
+        """*identity* names it on Kafka; it is *transactional* if it has watermarks, unless that is said."""
+        #: Whether `publish` writes all or nothing.
+        self.transactional = plan.watermarks is not None if transactional is None else transactional
         self._cluster = Cluster(connection)
         self._plan = plan
         self._identity = identity
@@ -75,14 +86,9 @@ class Producer:
         """Whether it must be replaced before its sequence numbers run out."""
         return self._records >= MAX_RECORDS
 
-    @property
-    def transactional(self) -> bool:
-        """Whether the watermark is written with the records."""
-        return self._plan.watermarks is not None
-
     async def start(self) -> Watermark | None:
         """
-        Connects, ends what a former producer of this spool left open, and says how far that one came.
+        Connects, ends what a former producer of this identity left open, and says how far that one came.
 
         Raises: KafkaLost.
         """
@@ -112,7 +118,7 @@ class Producer:
         )
 
     def _delivery_options(self) -> dict[str, Any]:
-        if self._plan.watermarks is None:
+        if not self.transactional:
             return {"enable_idempotence": True, "acks": "all"}
         return {
             "transactional_id": f"relay-{self._identity}",
@@ -124,7 +130,7 @@ class Producer:
     def _key(self) -> bytes:
         return self._identity.encode()
 
-    async def publish(self, records: Sequence[Record], watermark: Watermark) -> None:
+    async def publish(self, records: Sequence[Record], watermark: Watermark | None = None) -> None:
         """
         Writes *records* and *watermark*, all or nothing. On success they are committed; on failure nobody knows, and
         the next producer's `start` tells.
@@ -138,7 +144,7 @@ class Producer:
         except KafkaTimeout as error:
             raise await self._explained(error) from error
 
-    async def _publish(self, records: Sequence[Record], watermark: Watermark) -> None:
+    async def _publish(self, records: Sequence[Record], watermark: Watermark | None) -> None:
         producer = self._producer
         assert producer is not None, "start() comes first"
         if producer._sender.sender_task.done():  # noqa: SLF001
@@ -146,6 +152,7 @@ class Producer:
         self._futures = futures = []
         if self.transactional:
             await producer.begin_transaction()
+        if self._plan.watermarks is not None and watermark is not None:
             await self._send_watermark(producer, watermark)
         for batch, topic, partition in self._batches(producer, records):
             futures.append(await producer.send_batch(batch, topic, partition=partition))
@@ -167,8 +174,8 @@ class Producer:
 
     def _batches(self, producer: AIOKafkaProducer, records: Sequence[Record]) -> list[tuple[Any, str, int]]:
         batches: dict[tuple[str, int], list[Any]] = {}
-        for topic, partition_key, key, value, headers, timestamp in records:
-            place = (topic, self._partition(topic, partition_key))
+        for topic, partition_key, key, value, headers, timestamp, partition in records:
+            place = (topic, self._partition(topic, partition_key) if partition is None else partition)
             started = batches.get(place)
             if started is None:
                 started = batches[place] = [producer.create_batch()]

@@ -28,12 +28,12 @@ _LONG_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 
 
 
 class Metrics:
-    """The collectors on *registry*; names and labels are API."""
+    """The collectors; names and labels are API."""
 
-    def __init__(self, registry: CollectorRegistry, types: Iterable[str] = EVENT_TYPES) -> None:
-        """*types* are the names of the known types of event."""
+    def __init__(self, registry: CollectorRegistry | None = None, types: Iterable[str] = EVENT_TYPES) -> None:
+        """On *registry*, or for nobody to see; *types* are the names of the known types of event."""
         disable_created_metrics()  # type: ignore[no-untyped-call]  # A second series for each of these tells nobody anything.
-        self.registry = registry
+        self.registry = registry or CollectorRegistry()
         self._types = (*types, UNKNOWN_TYPE)
         self._children: dict[tuple[Counter, tuple[str, ...]], Counter] = {}
         self.http_requests = self._counter("http_requests", "Requests to the webhook port, by status", "code")

@@ -27,6 +27,8 @@ class Record(NamedTuple):
     headers: Headers
     #: Milliseconds since the epoch.
     timestamp: int
+    #: None: as *partition_key* says.
+    partition: int | None = None
 
 
 class Topics(NamedTuple):

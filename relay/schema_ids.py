@@ -111,7 +111,7 @@ class SchemaIds:
         failures = 0
         while True:
             self._look.clear()
-            await self._learn()
+            await self.learn()
             failures = failures + 1 if self.errors else 0
             limit = REFRESH if not failures else min(MAX_BACKOFF, FIRST_BACKOFF * 2.0 ** min(failures - 1, 10))
             try:
@@ -120,7 +120,8 @@ class SchemaIds:
             except TimeoutError:
                 pass
 
-    async def _learn(self) -> None:
+    async def learn(self) -> None:
+        """Asks the registry once; `errors` says what is wrong, if anything is."""
         errors: dict[str, str] = {}
         learnt: list[KnownId] = []
         async with self._client:

@@ -27,6 +27,7 @@ LAYERS = (
         "relay.spool",
         "relay.memory",
         "relay.kafka",
+        "relay.reader",
         "relay.registry",
         "relay.schemas",
         "relay.auth",
@@ -47,7 +48,7 @@ RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 # Outside libraries that one place alone knows.
 OWNERS = {
-    "aiokafka": {"relay.kafka", "relay.cluster", "relay.dev"},
+    "aiokafka": {"relay.kafka", "relay.cluster", "relay.reader", "relay.dev"},
     "sqlite3": {"relay.spool_file", "relay.store", "relay.inspection"},
     "prometheus_client": {"relay.metrics", "relay.admin", "relay.service"},
     "jsonschema_rs": {"relay.schemas"},

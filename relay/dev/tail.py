@@ -113,7 +113,7 @@ def wanted(record: ConsumerRecord, chat: str | None, type_name: str | None) -> b
 
 
 def line(record: ConsumerRecord) -> str:
-    """A record on one line: time, type, chat, size, place; of a dead letter also what was wrong."""
+    """A record on one line: time, type, chat, size, place; of a dead letter also what was wrong, or its replay."""
     headers = _headers(record)
     when = headers.get("relay_received_at", "") or datetime.fromtimestamp(record.timestamp / 1000, UTC).isoformat()
     type_name = headers.get("ce_type", "?").removeprefix(CE_TYPE_PREFIX)
@@ -125,6 +125,8 @@ def line(record: ConsumerRecord) -> str:
         text += f"  schema {schema}"
     if reason := headers.get("relay_error_reason"):
         text += f"  {reason}: {headers.get('relay_error_detail', '')}"
+    if replayed := headers.get("relay_replayed"):
+        text += f"  replayed: {replayed}"
     return "".join(character if character.isprintable() else "?" for character in text)
 
 

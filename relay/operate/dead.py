@@ -1,4 +1,4 @@
-"""`relay dead`: the events that Kafka refused, to look at, to take away and to publish after all."""
+"""`relay dead`: the events that Kafka refused, to look at, to take away and to publish after all; the dead letters."""
 
 import argparse
 import sys
@@ -10,6 +10,7 @@ import orjson
 
 from relay.files import owner
 from relay.inspection import Dead, Inspection, request
+from relay.operate import replay
 from relay.operate.events import (
     add_output,
     add_path,
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show = action("show", "one of them, with its body", _show)
     export = action("export", "all of them, with their bodies", _export)
     requeue = action("requeue", "publish them after all, once the cause is gone", _requeue)
+    replay.add_arguments(action("replay", replay.SUMMARY, replay.run))
     for reads_the_spool in (list_, show, export, requeue):
         add_path(reads_the_spool)
     for has_json in (list_, show, requeue):

@@ -66,17 +66,12 @@ class KafkaProxy:
     async def _run(self) -> None:
         connections: set[asyncio.Task[None]] = set()
 
-        async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            task = asyncio.current_task()
-            assert task
+        def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            # Our own tasks: the server's would be unknown here, and their writers left open, until they first run.
+            task = asyncio.create_task(self._connection(reader, writer))
             connections.add(task)
-            try:
-                await self._connection(reader, writer)
-            except asyncio.CancelledError:
-                pass  # asyncio's own callback would report it.
-            finally:
-                connections.discard(task)
-                writer.close()
+            task.add_done_callback(connections.discard)
+            task.add_done_callback(lambda _: writer.close())
 
         server = await asyncio.start_server(connected, "127.0.0.1", self._port)
         self._listens.set()

@@ -213,11 +213,11 @@ async def test_ids_that_a_full_spool_did_not_take_are_kept_once_it_has_room(prox
     _, front = proxy
     kept = Kept(full=True)
     ids = ids_of(front.url, kept, OLD)
-    await ids._learn()
+    await ids.learn()
     assert (ids.connected, kept.schema_ids) == (True, [])
     kept.full = False
-    await ids._learn()
-    await ids._learn()
+    await ids.learn()
+    await ids.learn()
     assert [it.id for it in kept.schema_ids] == [7]
 
 
@@ -231,9 +231,9 @@ async def test_in_a_subject_for_all_types_the_ids_of_an_older_set_of_schemas_sta
         return ids_of(front.url, kept, *schemas)
 
     other = Schema('{"$schema": "s", "v": 0}')
-    await ids(other, Schema('{"$schema": "s", "v": 1}'))._learn()
+    await ids(other, Schema('{"$schema": "s", "v": 1}')).learn()
     now = ids(other, Schema('{"$schema": "s", "v": 2}'))
-    await now._learn()
+    await now.learn()
 
     found = [now.frame("chats-value", fingerprint(f'{{"$schema": "s", "v": {v}}}')) for v in (1, 0, 2)]
     assert [it and unframed(it.prefix)[0] for it in found] == [7, 8, 8]

@@ -40,3 +40,9 @@ def test_what_is_no_json_is_shown_as_text() -> None:
 
 def test_a_header_of_another_client_s_form_is_shown_as_hexadecimal() -> None:
     assert schema_id(record(BODY, ("__value_schema_id", b"\x07\xff"))) == "07ff"
+
+
+def test_a_dead_letter_shows_the_reason_and_the_place_in_the_body_and_a_mark_the_letter_it_is_of() -> None:
+    letter = record(BODY, ("relay_error_reason", b"schema"), ("relay_error_detail", b"/visitor: required"))
+    assert line(letter).endswith("0@7  schema: /visitor: required")
+    assert line(record(b"{}", ("relay_replayed", b"0@3"))).endswith("0@7  replayed: 0@3")
