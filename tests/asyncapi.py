@@ -91,6 +91,11 @@ _REASONS = {
     DeadLetterReason.REJECTED_BY_KAFKA: "Kafka refused its record for good; the value is `{}`, the spool has it",
 }
 
+_MARKS = (
+    "A record with the header `relay_replayed` is no dead letter: it says that the one at that partition@offset was "
+    "published after all."
+)
+
 
 def document() -> str:
     """The AsyncAPI document of a relay with the default settings, as YAML."""
@@ -303,7 +308,7 @@ def _dead_letter(schemas: Schemas, maker: RecordMaker) -> Json:
         "name": "dead-letter",
         "title": "Dead letter",
         "summary": "What Rocket.Chat sent and is no valid event: as it came, never framed.",
-        "description": f"`relay_error_reason` says why:\n\n{reasons}\n",
+        "description": f"`relay_error_reason` says why:\n\n{reasons}\n\n{_MARKS}\n",
         "headers": headers,
         "payload": {"type": "object", "description": "Any JSON object."},
         "bindings": _ref("messageBindings", "no-framing"),

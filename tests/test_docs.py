@@ -25,7 +25,14 @@ def test_every_metric_named_exists() -> None:
     table = re.search(r"<!-- metrics -->(.*)<!-- /metrics -->", TEXT, re.DOTALL)
     assert table
     declared = set(re.findall(r"`(relay_\w+)`", table[1]))
-    headers = {"relay_sequence", "relay_received_at", "relay_error_reason", "relay_error_detail", "relay_schema_error"}
+    headers = {
+        "relay_sequence",
+        "relay_received_at",
+        "relay_error_reason",
+        "relay_error_detail",
+        "relay_schema_error",
+        "relay_replayed",
+    }
     assert set(re.findall(r"relay_[a-z_]+", TEXT)) <= declared | headers
 
 
