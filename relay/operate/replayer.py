@@ -104,8 +104,7 @@ class Replay:
                 metrics=Metrics(),
             )
             framer = Framer(self._ids, topics, strategy, fingerprints, None, enforce=True)
-        self._uris = {it.rocketchat_type: it.uri for it in schemas}
-        self._records = RecordMaker(topics, self._uris.get, framer)
+        self._records = RecordMaker(topics, {it.rocketchat_type: it.uri for it in schemas}.get, framer)
         self._producer: Producer | None = None
         self._reader: Reader
         self._partition = 0
