@@ -216,7 +216,11 @@ class SpoolModel(RuleBasedStateMachine):
         room = MAX_BYTES - spool.used_bytes
 
         async def append_all() -> list[object]:
-            return await asyncio.gather(*(spool.append(event) for event in events), return_exceptions=True)
+            outcomes = await asyncio.gather(*(spool.append(event) for event in events), return_exceptions=True)
+            if any(isinstance(outcome, SpoolFull) for outcome in outcomes):
+                # That began a trim, whose end nobody waits for.
+                await asyncio.gather(spool.remember([]), return_exceptions=True)
+            return outcomes
 
         outcomes = self.do(append_all())
         new: dict[bytes, Event] = {}
