@@ -89,6 +89,14 @@ def make_private(path: Path) -> None:
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _PRIVATE))
 
 
+def make_directory(directory: Path) -> None:
+    """Makes *directory* and those above it, unless they are there; their names are durable then."""
+    new = [each for each in (directory, *directory.parents) if not each.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    for each in new:
+        sync_directory(each.parent)
+
+
 def sync_directory(directory: Path) -> None:
     """Makes the names in *directory* durable: a file is only as durable as its name."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)

@@ -25,7 +25,7 @@ from relay.batch import Entry, digests, encode, rows
 from relay.dedupe import Repeat
 from relay.errors import SpoolFailed, SpoolFull, SpoolUnusable
 from relay.event import Event
-from relay.files import Reserve, make_private, own, sync_directory
+from relay.files import Reserve, make_directory, make_private, own, sync_directory
 from relay.framing import KnownId
 from relay.spool_file import PAGE_SIZE, Progress
 from relay.watermark import RUNS_NAMED, Run
@@ -110,7 +110,7 @@ class Store:
         self._shrinkable = False
         self._reading = threading.Lock()
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_directory(path.parent)
             try:
                 self._open()
             except (OSError, sqlite3.Error) as error:

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +62,17 @@ class RelayProcess:
 
     # --- Its life. ---
 
-    def start(self, *, ready: bool = True, connected: bool = False) -> "RelayProcess":
-        """Starts it; returns when it accepts deliveries if *ready*, when Kafka takes them if *connected*."""
+    def start(self, *, ready: bool = True, connected: bool = False, under: Sequence[str] = ()) -> "RelayProcess":
+        """
+        Starts it; returns when it accepts deliveries if *ready*, when Kafka takes them if *connected*. *under* is the
+        beginning of the command line.
+        """
         assert self.ended, "it runs"
         self._read_from = self._log.stat().st_size
         environ = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "relay", "serve"],
+                [*under, sys.executable, "-m", "relay", "serve"],
                 env={**environ, **self.settings},
                 cwd=self.directory,
                 stdin=subprocess.DEVNULL,

@@ -215,7 +215,7 @@ class SpoolModel(RuleBasedStateMachine):
         spool = self.spool_
         room = MAX_BYTES - spool.used_bytes
 
-        async def append_all() -> list[object]:
+        async def append_all() -> Sequence[object]:
             outcomes = await asyncio.gather(*(spool.append(event) for event in events), return_exceptions=True)
             if any(isinstance(outcome, SpoolFull) for outcome in outcomes):
                 # That began a trim, whose end nobody waits for.
