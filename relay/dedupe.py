@@ -117,6 +117,11 @@ class DedupeMemory:
         repeat.answered = True
         return repeat
 
+    def known_answered(self, digests: Iterable[bytes]) -> dict[bytes, Repeat]:
+        """Of the events with these *digests* those for which an answer got out in time."""
+        known = ((digest, self._repeats.get(digest)) for digest in digests)
+        return {digest: repeat for digest, repeat in known if repeat is not None and repeat.answered}
+
     def forget(self, now: int) -> int | None:
         """Drops what is too old; returns the time before which nothing is remembered, if anything was dropped."""
         oldest = now - self.window

@@ -370,6 +370,11 @@ class Spool:
             self._published = max(change.published, self._published or 0)
             self._digests.append(change.digests)
             self._trim_later()
+        if answered := self._dedupe.known_answered(change.repeats):
+            # The file must know it too: or after a restart a repeat that was refused would be taken for a retry.
+            gathering = self._gather(hand_over=False).change
+            gathering.repeats = answered | gathering.repeats
+            self._trim_later()
 
     def _note_filling(self) -> None:
         filling = self._used_bytes > self._max_bytes * (_EMPTYING if self._filling else _FILLING)

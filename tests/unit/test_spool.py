@@ -260,6 +260,22 @@ async def test_after_an_answer_a_repeat_is_an_event_of_its_own(
     assert ids == [lead.id, f"{lead.id}.2"]
 
 
+@pytest.mark.parametrize("with_the_repeat", [False, True])
+async def test_an_answer_is_not_forgotten_with_the_commit_that_failed_to_note_it(
+    writes: Writes, path: Path, make_event: MakeEvent, with_the_repeat: bool
+) -> None:
+    lead = make_event(type_="LeadCapture")
+    async with opened(path) as spool:
+        await spool.append(lead)
+        spool.answered(lead)
+        writes.fault = SpoolFailed("no disk")
+        with pytest.raises(SpoolFailed):
+            await spool.append(lead if with_the_repeat else make_event())
+        writes.fault = None
+    async with opened(path) as spool:
+        assert await spool.append(lead) is True
+
+
 async def test_an_answer_to_a_retry_counts_too(spool: Spool, make_event: MakeEvent) -> None:
     lead = make_event(type_="LeadCapture")
     await spool.append(lead)
