@@ -45,7 +45,7 @@ def found(files: Mapping[str, bytes], directory: Path) -> Found:
     for name, content in files.items():
         (directory / Path(name).name).write_bytes(content)
     with closing(Store(directory / "relay.db", MAX_BYTES)) as store:
-        published = store.contents(0).published
+        published = store.contents(0).progress.published
         return Found(published, [event.body for _, event in store.read(published, None, *EVERYTHING)])
 
 

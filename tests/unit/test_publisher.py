@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
+from spool_moments import copy_spool
 
 from relay import publisher as publisher_module
 from relay.batch import Entry
@@ -338,6 +339,26 @@ async def test_what_was_committed_although_the_answer_was_lost_is_not_published_
     async with publishing(spool, kafka):
         await until(lambda: spool.depth == 0)
     assert kafka.bodies == sent
+
+
+async def test_events_stay_in_the_spool_until_kafka_has_them(
+    path: Path, tmp_path: Path, kafka: FakeKafka, make_event: MakeEvent, until: Until
+) -> None:
+    copy = tmp_path / "copy"
+    async with opened(path) as spool:
+        sent = await fill(spool, [make_event(number) for number in range(5)])
+
+        def look() -> None:
+            assert spool.depth == 5
+            copy_spool(path, copy)
+
+        kafka.on_fault = look
+        kafka.faults.append(KafkaTimeout())
+        async with publishing(spool, kafka):
+            await until(lambda: spool.depth == 0)
+    assert kafka.bodies == sent
+    async with opened(copy / path.name) as spool:
+        assert spool.depth == 5
 
 
 async def test_a_part_of_the_hand_may_be_covered(

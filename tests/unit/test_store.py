@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from spool_moments import at_each_moment, copy_spool
 
 from relay import spool_file
 from relay.batch import Entry
@@ -411,6 +412,42 @@ def test_a_change_that_fails_leaves_nothing_behind(store: Store, make_event: Mak
     change.run = None
     store.write(change)
     assert [sequence for sequence, _ in read_all(store)] == [2]
+
+
+def test_a_crash_between_any_two_statements_leaves_a_change_whole_or_not_at_all(
+    path: Path, tmp_path: Path, make_event: MakeEvent
+) -> None:
+    first, second, repeat = make_event(1), make_event(2), make_event(3, type_="LeadCapture")
+    change = Change(
+        [(2, second), (3, repeat)],
+        total_events=3,
+        run=Run(2, "second"),
+        published=1,
+        digests=first.digest[:16],
+        accepted_at=5,
+        forget_before=1,
+        repeats={repeat.digest: Repeat(5, 1, answered=False)},
+        dead=[((1, first), "refused")],
+        schema_ids=[KnownId("url", "s", "a", 1, None)],
+    )
+    copies: list[Path] = []
+    with closing(Store(path, MAX_BYTES)) as store:
+        store.write(Change([(1, first)], total_events=1, run=Run(1, "first"), accepted_at=2))
+        before = known(store)
+        with at_each_moment(lambda: copies.append(copy_spool(path, tmp_path / str(len(copies))))):
+            store.write(change)
+        after = known(store)
+    left = []
+    for copy in copies:
+        with closing(Store(copy, MAX_BYTES)) as store:
+            left.append(known(store))
+    assert len(left) > 10
+    place = left.index(after)
+    assert left == [before] * place + [after] * (len(left) - place)
+
+
+def known(store: Store) -> tuple[object, ...]:
+    return (*store.contents(0)._replace(used_bytes=0), read_all(store))
 
 
 def test_a_change_that_fails_at_its_last_step_leaves_nothing_behind(store: Store, make_event: MakeEvent) -> None:
