@@ -37,6 +37,7 @@ _MODULES = {
     "tail": "relay.dev.tail",
     "spool": "relay.operate.spool",
     "dead": "relay.operate.dead",
+    "top": "relay.operate.top",
 }
 
 
@@ -77,7 +78,9 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     def verb(
         name: str, summary: str, run: Callable[[argparse.Namespace], int] | None = None
     ) -> argparse.ArgumentParser:
-        added: argparse.ArgumentParser = verbs.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
+        added: argparse.ArgumentParser = verbs.add_parser(
+            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}."
+        )
         if run is not None:
             added.set_defaults(run=run)
         elif name == chosen:  # Imported only then: what tries things out is no part of a serving relay.
@@ -94,6 +97,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     verb("tail", "print records as they land")
     verb("spool", "what waits for Kafka: status, list, export")
     verb("dead", "events that Kafka refused: list, show, export, requeue; dead letters of the topic: replay")
+    verb("top", "watch a running relay: rates, latencies, spool, Kafka")
     verb("check", "would it work? settings, spool, registry, Kafka, topics: each line ok or what to do", _check)
     schemas = verb("schemas", "the schemas of the events, and the schema registry", _schemas)
     schemas.add_argument(

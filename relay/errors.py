@@ -46,6 +46,13 @@ class DeadMissing(RelayError):
         super().__init__(f"The spool has no dead event {named}: `relay dead list` shows those that there are.")
 
 
+# --- Look again later: it may come back. ---
+
+
+class AdminUnreachable(RelayError):
+    """The relay's admin port does not answer."""
+
+
 # --- Refuse the delivery: ingress.py answers with the status that stands beside each in its table. ---
 
 

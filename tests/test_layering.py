@@ -50,7 +50,7 @@ RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 OWNERS = {
     "aiokafka": {"relay.kafka", "relay.cluster", "relay.reader", "relay.dev"},
     "sqlite3": {"relay.spool_file", "relay.store", "relay.inspection"},
-    "prometheus_client": {"relay.metrics", "relay.admin", "relay.service"},
+    "prometheus_client": {"relay.metrics", "relay.admin", "relay.service", "relay.operate"},
     "jsonschema_rs": {"relay.schemas"},
     "aiohttp": {"relay.answers", "relay.ingress", "relay.admin", "relay.service", "relay.registry", "relay.dev"},
     "uvloop": {"relay.cli", "relay.service", "relay.dev"},
