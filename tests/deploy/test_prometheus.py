@@ -27,7 +27,8 @@ ALERTS: list[dict[str, Any]] = yaml.safe_load(RULES.read_text())["groups"][0]["r
 CASES: list[dict[str, Any]] = [
     case for test in yaml.safe_load(RULE_TESTS.read_text())["tests"] for case in test["alert_rule_test"]
 ]
-RUNBOOK = (ROOT / "deploy/alerts.md").read_text()
+#: The part of the page that is about alerts.
+RUNBOOK = (ROOT / "deploy/README.md").read_text().partition("\n## Alerts\n")[2].partition("\n## ")[0]
 EACH_ALERT = pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])
 
 
@@ -38,12 +39,12 @@ def anchor(heading: str) -> str:
 
 @EACH_ALERT
 def test_alert_says_how_bad_it_is_and_where_to_read_on(alert: dict[str, Any]) -> None:
-    headings = {anchor(heading) for heading in re.findall(r"^## (.+)$", RUNBOOK, re.MULTILINE)}
+    headings = {anchor(heading) for heading in re.findall(r"^### (.+)$", RUNBOOK, re.MULTILINE)}
     assert set(alert) <= {"alert", "expr", "for", "labels", "annotations"}
     assert alert["labels"]["severity"] in {"critical", "warning"}
     assert set(alert["annotations"]) == {"summary", "description", "runbook_url"}
     page, _, fragment = alert["annotations"]["runbook_url"].partition("#")
-    assert page == "deploy/alerts.md"
+    assert page == "deploy/README.md"
     assert fragment == anchor(alert["alert"])
     assert fragment in headings
 
@@ -76,13 +77,33 @@ def test_names_that_do_not_exist_are_noticed() -> None:
 
 
 def test_every_heading_is_an_alert_or_is_read_first() -> None:
-    headings = re.findall(r"^## (.+)$", RUNBOOK, re.MULTILINE)
+    headings = re.findall(r"^### (.+)$", RUNBOOK, re.MULTILINE)
     assert headings == ["First", *(alert["alert"] for alert in ALERTS)]
+
+
+@EACH_ALERT
+def test_page_says_what_an_alert_means_how_bad_it_is_and_what_to_do_step_by_step(alert: dict[str, Any]) -> None:
+    name = alert["alert"]
+    row = f"| [{name}](#{anchor(name)}) | {alert['labels']['severity']} | {alert['annotations']['summary']} |"
+    assert row in RUNBOOK.splitlines()
+    said = RUNBOOK.partition(f"\n### {name}\n")[2].partition("\n### ")[0]
+    means, how_bad, steps = said.strip().split("\n\n", 2)
+    assert means.startswith("**Means.** ")
+    assert how_bad.startswith("**How bad.** ")
+    numbers = [int(number) for number in re.findall(r"^(\d+)\. ", steps, re.MULTILINE)]
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert len(numbers) > 1
+
+
+def test_links_within_the_page_lead_to_headings() -> None:
+    page = (ROOT / "deploy/README.md").read_text()
+    headings = {anchor(heading) for heading in re.findall(r"^#+ (.+)$", page, re.MULTILINE)}
+    assert set(re.findall(r"\]\(#([^)]+)\)", page)) <= headings
 
 
 def test_page_names_only_what_exists() -> None:
     commands = set(re.findall(r"(?:`|^|-- )relay ([a-z]+)", RUNBOOK, re.MULTILINE))
-    assert {"check", "tail"} <= commands
+    assert {"check", "tail", "top"} <= commands
     for command in commands:
         with pytest.raises(SystemExit) as exit_:
             main([command, "--help"])

@@ -1,6 +1,7 @@
 import io
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -54,6 +55,11 @@ def shown(vitals: Vitals, *, width: int = 80, encoding: str = "utf-8", colours: 
     return written.getvalue().decode(encoding)
 
 
+def titles(text: str) -> list[str]:
+    """What stands at the left of each line below the first."""
+    return [line[:14].strip() for line in text.strip().splitlines()[1:] if line[:14].strip()]
+
+
 def test_a_relay_that_works_is_shown_with_all_that_it_does() -> None:
     assert [line.rstrip() for line in shown(QUIET).splitlines()] == [
         "relay 1.2.3  http://localhost:8081  up 1 h 2 min  ready",
@@ -73,6 +79,14 @@ def test_a_relay_that_works_is_shown_with_all_that_it_does() -> None:
         "Dead letters  none",
         "Tokens        default/1 12,345 (300.2/s)",
     ]
+
+
+def test_the_captures_in_the_documentation_have_the_same_lines() -> None:
+    page = (Path(__file__).parents[2] / "deploy" / "README.md").read_text()
+    captures = [block for block in page.split("```") if block.startswith("\nrelay ")]
+    assert len(captures) == 2
+    for capture in captures:
+        assert titles(capture) == titles(shown(QUIET))
 
 
 def test_what_is_wrong_is_said() -> None:
