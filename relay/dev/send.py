@@ -171,6 +171,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--no-retry", action="store_true", help="one try per event")
     how.add_argument("--seed", type=int, help="the same ids and texts again; times are always fresh")
     how.add_argument("--json", action="store_true", help="print the summary as JSON, and nothing else")
+    parser.epilog = (
+        "Examples:\n"
+        "  relay send --chat\n"
+        "  relay send --chats 64 --rate 500 --duration 60\n"
+        "  relay send --no-retry body.json"
+    )
 
 
 async def run(args: argparse.Namespace) -> int:

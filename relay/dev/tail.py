@@ -33,7 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dead", action="store_true", help="the dead letters, with the reason and the place")
     parser.add_argument("--count", type=int, metavar="N", help="stop after N records")
     parser.add_argument("--json", action="store_true", help="one JSON object a record, with headers and value")
-    parser.epilog = "Reads the topics and brokers of the RELAY_* settings; needs no token."
+    parser.epilog = (
+        "Reads the topics and brokers of the RELAY_* settings; needs no token.\n\n"
+        "Examples:\n"
+        "  relay tail --type message.saved --json | jq -r .value.messages[0].msg\n"
+        "  relay tail --dead --from-beginning"
+    )
 
 
 async def run(arguments: argparse.Namespace) -> int:

@@ -45,7 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "Kafka is Apache Kafka itself: the first start fetches about 45 MB from Maven Central, later ones need no "
         "network. The registry is Apicurio Registry, 159 MB. RELAY_* variables that are set count, except for those "
-        "that say where Kafka, the spool and, with --registry, the registry are."
+        "that say where Kafka, the spool and, with --registry, the registry are.\n\n"
+        "Examples:\n  relay dev --play\n  RELAY_TOPIC='chats.{type}' relay dev --registry --data ./relay-dev"
     )
 
 

@@ -39,9 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--once", action="store_true", help="print one view, of one interval; so it is without a terminal"
     )
     parser.add_argument("--json", action="store_true", help="with --once: for programs; latencies and ages in seconds")
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = (
         "Rates and latencies are those of the last interval, totals since the relay's start. Ctrl-C ends.\n\n"
+        "Examples:\n"
         "  relay top\n"
         "  relay top --once --json | jq .spool\n"
         "  kubectl exec -it POD -c relay -- relay top"
