@@ -34,6 +34,7 @@ from relay.event import (
 )
 from relay.metrics import Metrics
 from relay.redact import Redaction
+from relay.reports import Reports
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +88,7 @@ class Ingress:
         self._types = types
         self._fingerprints = fingerprints
         self._enforce = enforce
+        self._reports = Reports()
         self._redaction = redaction
         self._max_body_bytes = max_body_bytes
         self._metrics = metrics
@@ -191,7 +193,7 @@ class Ingress:
             return event
         if self._enforce:
             return event._replace(reason=DeadLetterReason.SCHEMA, detail=fault)
-        log.warning("An event is invalid: %s: %s", event.type, fault, extra={"action": "event_invalid"})
+        self._reports.invalid(event.type, fault)
         return event._replace(detail=fault)
 
     async def _answer(

@@ -15,7 +15,7 @@ LONG = 300
 
 # From the bottom to the top. A module may import any that is below its own line.
 LAYERS = (
-    {"relay", "relay.errors", "relay.logs"},
+    {"relay", "relay.errors", "relay.logs", "relay.reports"},
     {"relay.event", "relay.watermark", "relay.redact", "relay.framing"},
     {"relay.values"},
     {"relay.config", "relay.metrics", "relay.record", "relay.dedupe", "relay.cluster"},

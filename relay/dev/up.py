@@ -124,7 +124,7 @@ async def _serve(settings: Settings, token: str, *, play: bool, once: bool) -> i
 async def _accompany(service: Service, settings: Settings, token: str, *, play: bool, once: bool) -> None:
     await service.connected()
     port, admin_port = service.ports
-    url = f"http://{_HOST}:{port}{PATH}"
+    url = f"{'https' if settings.http_tls_certfile else 'http'}://{_HOST}:{port}{PATH}"
     registry = f"\nSchema registry  {settings.schema_registry_url}" if settings.schema_registry_url else ""
     print(
         f"""

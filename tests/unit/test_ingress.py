@@ -580,6 +580,18 @@ async def test_an_event_that_breaks_its_schema_is_accepted_with_the_fault(
     assert (valid.reason, valid.detail) == (None, None)
 
 
+async def test_invalid_events_that_are_only_reported_do_not_flood_the_log(
+    closed_port: Port, caplog: pytest.LogCaptureFixture
+) -> None:
+    closed_port.schemas = Schemas.load()
+    closed_port.enforce = False
+    async with closed_port.open() as port:
+        for number in range(20):
+            body = b'{"_id":"%d","type":"Message","visitor":7}' % number
+            assert (await port.ask(request(body))).status == 200
+    assert [vars(record)["action"] for record in caplog.records] == ["event_invalid"]
+
+
 async def test_without_schemas_nothing_is_judged(port: Port) -> None:
     assert (await port.ask(request(b'{"_id":"c","type":"Message","visitor":7}'))).status == 200
     assert (port.store.events[0].reason, port.store.events[0].detail) == (None, None)
