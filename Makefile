@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 T ?= tests
 
-.PHONY: run test test-deploy test-consumers check format docs bench soak image lock clean chaos
+.PHONY: run test test-deploy test-consumers check format docs bench soak image lock clean chaos mutants
 
 run: $(READY)
 	@$(BIN)/relay dev --play
@@ -52,6 +52,10 @@ soak: $(READY)
 chaos: $(READY)
 	@$(BIN)/python -m tests.chaos $(if $(FAULTS),--faults $(FAULTS)) $(if $(SEED),--seed $(SEED)) \
 	  $(if $(MINUTES),--minutes $(MINUTES)) $(if $(CLUSTER),--cluster $(CLUSTER)) $(if $(RATE),--rate $(RATE))
+
+# The relay with one thing broken at a time: which test notices? make mutants M="watermark"
+mutants: $(READY)
+	@$(BIN)/python -m tests.mutants $(M)
 
 # Rewrites the lock files from pyproject.toml; hashes only, no registry addresses.
 lock:

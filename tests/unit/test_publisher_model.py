@@ -6,7 +6,6 @@ announced in their place. `pytest --hypothesis-profile=long --timeout=0` looks o
 """
 
 import asyncio
-import contextlib
 import itertools
 import json
 import os
@@ -201,12 +200,11 @@ class PublisherModel(RuleBasedStateMachine):
 
     async def stopped(self) -> None:
         assert self.task
-        assert not self.task.done()
         self.task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self.task
-        self.task = None
+        await asyncio.wait([self.task])
+        task, self.task = self.task, None
         await self.spool.close()
+        assert task.cancelled(), "the publisher had ended"
 
     @rule()
     def restart(self) -> None:
@@ -255,10 +253,12 @@ class PublisherModel(RuleBasedStateMachine):
         self.start(self.path)
 
     def teardown(self) -> None:
-        if self.task is not None:
-            self.drain()
-            self.stop()
-        self.stack.close()
+        with self.stack:
+            if self.task is not None:
+                try:
+                    self.drain()
+                finally:  # The spool's thread would outlive the test.
+                    self.stop()
 
     # --- What happens meanwhile. ---
 

@@ -186,11 +186,13 @@ class SpoolModel(RuleBasedStateMachine):
         self.spool = None
 
     def teardown(self) -> None:
-        if self.spool is not None:
-            while self.taken < len(self.events):
-                self.take(1000, 1 << 30)
-            self.close()
-        self.stack.close()
+        with self.stack:
+            if self.spool is not None:
+                try:
+                    while self.taken < len(self.events):
+                        self.take(1000, 1 << 30)
+                finally:  # The spool's thread would outlive the test.
+                    self.close()
 
     # --- What handlers do. ---
 

@@ -1,0 +1,284 @@
+"""What is broken, how, and by which tests it is caught."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Edit(NamedTuple):
+    """A replacement in a module of the relay; what is replaced stands there once."""
+
+    module: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A relay that breaks its promise."""
+
+    name: str
+    edits: Sequence[Edit]
+    #: Each of these tests fails with it.
+    caught_by: Sequence[str]
+
+    def apply(self, package: Path) -> None:
+        """
+        Breaks the relay in *package*.
+
+        Raises: LookupError if the code is no longer what the mutant was made for.
+        """
+        for module, old, new in self.edits:
+            path = package / module
+            source = path.read_text()
+            if (times := source.count(old)) != 1:
+                raise LookupError(f"{self.name}: in {module} there is not once, but {times} times:\n{old}")
+            path.write_text(source.replace(old, new))
+
+
+_STORE, _SPOOL = "tests/unit/test_store.py", "tests/unit/test_spool.py"
+_PUBLISHER, _POWER = "tests/unit/test_publisher.py", "tests/unit/test_power_loss.py"
+_SPOOL_MODEL = "tests/unit/test_spool_model.py::TestSpoolModel"
+_PUBLISHER_MODEL = "tests/unit/test_publisher_model.py::TestPublisherModel"
+_KAFKA, _PUBLISHING = "tests/integration/test_kafka.py", "tests/integration/test_publishing.py"
+_CRASH, _FSYNC = "tests/acceptance/test_crash.py", "tests/acceptance/test_fsync.py"
+
+_REPEATS = """\
+        for digest, repeat in change.repeats.items():
+            execute(
+                "INSERT OR REPLACE INTO repeats VALUES (?, ?, ?, ?)",
+                (digest, repeat.accepted_at, repeat.occurrence, repeat.answered),
+            )
+"""
+_DIGESTS = """\
+            if change.digests:
+                execute("INSERT INTO digests VALUES (?, ?, ?)", (change.published, change.accepted_at, change.digests))
+"""
+_COMMIT = """\
+        execute("COMMIT")
+
+    @property
+"""
+_READ_WATERMARK = """\
+self._cluster.read_watermark(
+            self._plan.watermarks, self._partition(self._plan.watermarks, self._key), self._key
+        )
+"""
+
+MUTANTS = (
+    Mutant(
+        "the watermark is ignored",
+        [
+            Edit(
+                "publisher.py",
+                "return self._source.resume(watermark) if producer.transactional else 0",
+                "self._source.resume(watermark)\n        return 0",
+            )
+        ],
+        [
+            f"{_PUBLISHER}::test_what_was_committed_although_the_answer_was_lost_is_not_published_again",
+            f"{_PUBLISHER}::test_a_crash_between_commit_and_trim_publishes_nothing_twice",
+            _PUBLISHER_MODEL,
+            f"{_CRASH}::test_nothing_is_doubled_or_lost_by_a_death_at_the_commit",
+        ],
+    ),
+    Mutant(
+        "the watermark is read before the producer has started",
+        [
+            Edit(
+                "kafka.py",
+                "            # With a missing coordinator this would wait for ever.\n",
+                f"            assert self._plan.watermarks\n            found = await {_READ_WATERMARK}",
+            ),
+            Edit("kafka.py", f"        return await {_READ_WATERMARK}", "        return found\n"),
+        ],
+        [f"{_CRASH}::test_the_former_producer_is_ended_before_the_watermark_is_read"],
+    ),
+    Mutant(
+        "another transactional id at each start",
+        [
+            Edit(
+                "kafka.py",
+                '"transactional_id": f"relay-{self._identity}",',
+                '"transactional_id": f"relay-{self._identity}-{asyncio.get_running_loop().time()}",',
+            )
+        ],
+        [f"{_KAFKA}::test_a_successor_fences_its_predecessor"],
+    ),
+    Mutant(
+        "delivery futures are not looked at before the commit",
+        [
+            Edit(
+                "kafka.py",
+                """\
+        for outcome in await asyncio.gather(*futures, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+""",
+                """\
+        await asyncio.gather(*futures, return_exceptions=True)
+""",
+            )
+        ],
+        [
+            f"{_KAFKA}::test_a_record_that_the_broker_refuses_takes_the_whole_cycle_back",
+            f"{_PUBLISHING}::test_an_event_that_the_broker_refuses_is_kept_and_announced_and_the_others_of_its_chat_go_on",
+        ],
+    ),
+    Mutant(
+        "the spool is trimmed before the commit",
+        [
+            Edit(
+                "publisher.py",
+                "            await producer.publish(records, self._source.watermark(entries[-1][0]))\n",
+                "            self._source.published(entries[-1][0])\n"
+                "            await producer.publish(records, self._source.watermark(entries[-1][0]))\n",
+            )
+        ],
+        [f"{_PUBLISHER}::test_events_stay_in_the_spool_until_kafka_has_them", _PUBLISHER_MODEL],
+    ),
+    Mutant(
+        "the answer comes before the fsync",
+        [
+            Edit(
+                "spool.py",
+                "        self._waiting[event.digest] = commit\n        await commit\n        return True\n",
+                "        self._waiting[event.digest] = commit\n        return True\n",
+            )
+        ],
+        [
+            f"{_SPOOL}::test_append_does_not_return_before_the_commit",
+            f"{_POWER}::test_an_event_survives_a_power_cut_right_after_its_answer",
+            _SPOOL_MODEL,
+            _FSYNC,
+        ],
+    ),
+    Mutant(
+        "synchronous=NORMAL",
+        [
+            Edit("store.py", "PRAGMA synchronous=FULL", "PRAGMA synchronous=NORMAL"),
+            Edit("store.py", "_FULL = 2", "_FULL = 1"),
+        ],
+        [
+            f"{_POWER}::test_an_event_survives_a_power_cut_right_after_its_answer",
+            f"{_POWER}::test_every_answered_event_is_there_after_a_fault_at_any_moment",
+            f"{_STORE}::test_sqlite_is_told_to_lose_nothing",
+            _FSYNC,
+        ],
+    ),
+    Mutant(
+        "the spool's directory is not fsynced",
+        [Edit("store.py", "                sync_directory(path.parent)\n", "")],
+        [f"{_POWER}::test_an_event_survives_a_power_cut_right_after_its_answer"],
+    ),
+    Mutant(
+        "the dedupe row is written after the event's transaction",
+        [
+            Edit("store.py", _REPEATS, ""),
+            Edit("store.py", _COMMIT, _COMMIT.replace("\n", f"\n{_REPEATS}", 1)),
+        ],
+        [
+            f"{_STORE}::test_a_crash_between_any_two_statements_leaves_a_change_whole_or_not_at_all",
+            _SPOOL_MODEL,
+        ],
+    ),
+    Mutant(
+        "the dedupe row is written before the event's transaction",
+        [
+            Edit("store.py", _REPEATS, ""),
+            Edit(
+                "store.py",
+                '        execute("BEGIN IMMEDIATE")\n        if change.probe_bytes',
+                f'{_REPEATS}        execute("BEGIN IMMEDIATE")\n        if change.probe_bytes',
+            ),
+        ],
+        [
+            f"{_STORE}::test_a_crash_between_any_two_statements_leaves_a_change_whole_or_not_at_all",
+            _SPOOL_MODEL,
+        ],
+    ),
+    Mutant(
+        "trimmed events are forgotten before their digests are kept",
+        [
+            Edit("store.py", _DIGESTS, ""),
+            Edit(
+                "store.py", _COMMIT, _COMMIT.replace("\n", f"\n        if change.published is not None:\n{_DIGESTS}", 1)
+            ),
+        ],
+        [
+            f"{_STORE}::test_a_crash_between_any_two_statements_leaves_a_change_whole_or_not_at_all",
+            _SPOOL_MODEL,
+        ],
+    ),
+    Mutant(
+        "events are committed out of order",
+        [
+            Edit(
+                "spool.py",
+                "        commit = self._gather()\n        commit.change.entries.append((",
+                "        commit = self._gather()\n        commit.change.entries.insert(0, (",
+            )
+        ],
+        [f"{_SPOOL}::test_events_that_arrive_together_share_a_commit", _SPOOL_MODEL],
+    ),
+    Mutant(
+        "a refused event is dropped",
+        [
+            Edit(
+                "publisher.py",
+                "        await self._source.bury(entry, str(error))\n",
+                "        self._hand = self._hand[1:]\n        self._source.published(entry[0])\n",
+            )
+        ],
+        [
+            f"{_PUBLISHER}::test_one_refused_event_is_found_buried_and_announced_in_its_place",
+            _PUBLISHER_MODEL,
+            f"{_PUBLISHING}::test_several_refused_events_are_all_found",
+        ],
+    ),
+    Mutant(
+        "an event is judged while Kafka takes nothing at all",
+        [
+            Edit(
+                "publisher.py",
+                "            await probe.publish(harmless, self._source.watermark(self._covered))\n",
+                "",
+            )
+        ],
+        [f"{_PUBLISHER}::test_an_event_is_not_judged_while_kafka_takes_nothing_at_all"],
+    ),
+    Mutant(
+        "backoff without a new producer",
+        [
+            Edit(
+                "publisher.py",
+                "        while True:\n            try:\n",
+                "        kept = self._connect()\n        while True:\n            try:\n",
+            ),
+            Edit("publisher.py", "await self._publish_with(self._connect())", "await self._publish_with(kept)"),
+            Edit(
+                "publisher.py",
+                "            await self._start(producer)\n",
+                "            if not self.started.is_set():\n                await self._start(producer)\n",
+            ),
+            Edit(
+                "publisher.py",
+                "        finally:\n            await producer.close()\n\n    async def _start",
+                "        finally:\n            pass\n\n    async def _start",
+            ),
+        ],
+        [
+            f"{_PUBLISHER}::test_what_was_in_hand_is_published_first_after_a_failure",
+            _PUBLISHER_MODEL,
+        ],
+    ),
+    Mutant(
+        "two relays on one spool",
+        [Edit("files.py", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB")],
+        [
+            f"{_SPOOL}::test_a_spool_has_one_owner",
+            f"{_STORE}::test_another_process_is_refused",
+        ],
+    ),
+)
