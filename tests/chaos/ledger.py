@@ -17,7 +17,7 @@ from oracle import Landed, Sent, faults_of, id_of, murmur2_partition
 
 #: Events that may repeat byte for byte: if an answer is lost on its way, its retry is taken for one of those.
 _REPEATABLE = frozenset(
-    f"chat.rocket.omnichannel.{name}" for name in ("session.queued", "session.edited", "lead.captured")
+    f"chat.rocket.omnichannel.{name}" for name in ("session.queued", "session.edited", "lead.captured", "unknown")
 )
 _EXAMPLES = 20
 _FRAME = 5

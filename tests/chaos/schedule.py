@@ -83,8 +83,9 @@ KINDS = (
         8,
         (0, 1),
         (SENDERS,),
-        excuses="`LivechatSessionQueued`, `LivechatEdit` and `LeadCapture` may repeat for real. When the answer to one "
-        "is lost on its way, the relay takes the retry for such a repeat: an event of its own, with its own `ce_id`.",
+        excuses="`LivechatSessionQueued`, `LivechatEdit`, `LeadCapture` and types that nobody knows may repeat for "
+        "real. When the answer to one is lost on its way, the relay takes the retry for such a repeat: an event of its "
+        "own, with its own `ce_id`.",
     ),
     # --- The network. ---
     Kind("connections to Kafka reset", 10, (0, 0.5), (PROXY,)),
