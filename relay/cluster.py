@@ -1,36 +1,25 @@
 """
-The Kafka cluster: how to connect, which topics are there, how far a spool has come, what its errors mean.
+The Kafka cluster: which topics are there, what the relay may do with them, how far a spool has come.
 
-With kafka.py the only place that knows aiokafka.
+With connection.py, rights.py and kafka.py the only place that knows aiokafka.
 """
 
 import asyncio
-import ssl
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import asynccontextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition, errors
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.helpers import create_ssl_context
 from aiokafka.partitioner import murmur2
 
-from relay.errors import (
-    Fenced,
-    KafkaDenied,
-    KafkaLost,
-    KafkaTimeout,
-    KafkaUnreachable,
-    PartitionLeaderless,
-    RecordsRefused,
-    TopicsMissing,
-)
+from relay.connection import RETRY_BACKOFF_MS, Connection, translated
+from relay.errors import KafkaDenied, KafkaLost, TopicsMissing
+from relay.rights import TopicRights, may_use_transactional_id, topic_rights
 from relay.watermark import Watermark
 
-REQUEST_TIMEOUT_MS = 10_000
-RETRY_BACKOFF_MS = 100
 #: Seconds for anything that is asked of the cluster before the first record.
 START_TIMEOUT = 45.0
 #: Partitions of topics that the relay creates.
@@ -40,81 +29,6 @@ MAX_REPLICATION = 3
 _WATERMARK_REACH = 1_000
 _ALREADY_EXISTS = 36
 _CREATION_LOOKS = 50
-
-_MEANINGS: tuple[tuple[tuple[type[BaseException], ...], type[KafkaLost]], ...] = (
-    ((errors.MessageSizeTooLargeError, errors.CorruptRecordException, errors.UnknownError), RecordsRefused),
-    ((errors.ProducerFenced, errors.InvalidProducerEpoch, errors.IllegalOperation), Fenced),
-    (
-        (
-            errors.TopicAuthorizationFailedError,
-            errors.TransactionalIdAuthorizationFailed,
-            errors.ClusterAuthorizationFailedError,
-            errors.AuthenticationFailedError,
-            errors.SaslAuthenticationFailed,
-        ),
-        KafkaDenied,
-    ),
-    ((errors.UnknownTopicOrPartitionError,), TopicsMissing),
-    ((errors.NotLeaderForPartitionError, errors.LeaderNotAvailableError), PartitionLeaderless),
-    ((TimeoutError, errors.KafkaTimeoutError, errors.RequestTimedOutError), KafkaTimeout),
-    ((errors.KafkaConnectionError, errors.NodeNotReadyError, OSError), KafkaUnreachable),
-)
-
-
-class Connection(NamedTuple):
-    """How to reach the cluster and who to be there."""
-
-    bootstrap_servers: str
-    client_id: str
-    security_protocol: str = "PLAINTEXT"
-    sasl_mechanism: str = "PLAIN"
-    sasl_username: str | None = None
-    sasl_password: str | None = None
-    ssl_cafile: str | None = None
-    ssl_certfile: str | None = None
-    ssl_keyfile: str | None = None
-
-    def options(self) -> dict[str, Any]:
-        """The keyword arguments that aiokafka's clients share."""
-        context: ssl.SSLContext | None = None
-        if self.security_protocol.endswith("SSL"):
-            context = create_ssl_context(cafile=self.ssl_cafile, certfile=self.ssl_certfile, keyfile=self.ssl_keyfile)
-        return {
-            "bootstrap_servers": self.bootstrap_servers,
-            "client_id": self.client_id,
-            "security_protocol": self.security_protocol,
-            "sasl_mechanism": self.sasl_mechanism,
-            "sasl_plain_username": self.sasl_username,
-            "sasl_plain_password": self.sasl_password,
-            "ssl_context": context,
-            "request_timeout_ms": REQUEST_TIMEOUT_MS,
-            "retry_backoff_ms": RETRY_BACKOFF_MS,
-        }
-
-
-@contextmanager
-def translated(doing: str) -> Iterator[None]:
-    """Raises what aiokafka raises as one of errors.KafkaLost, saying what the relay was *doing*."""
-    try:
-        yield
-    except KafkaLost:
-        raise
-    except Exception as error:
-        meaning = meaning_of(error)
-        raise meaning(f"{meaning.__doc__} While {doing}: {str(error) or type(error).__name__}") from error
-
-
-def meaning_of(error: BaseException) -> type[KafkaLost]:
-    """What an exception of aiokafka's means for the relay."""
-    if isinstance(error, AssertionError):
-        # aiokafka's own: of a fenced producer's state machine, or of a topic that lost partitions.
-        return TopicsMissing if "partition" in str(error) else Fenced
-    # A sender task that died carries its reason as the cause.
-    for cause in (error, error.__cause__):
-        for types, meaning in _MEANINGS:
-            if isinstance(cause, types):
-                return meaning
-    return KafkaLost
 
 
 @lru_cache(maxsize=8192)
@@ -181,11 +95,41 @@ class Cluster:
             for _, _, _, name, entries in response.resources
         }
 
-    async def create_topics(self, names: Collection[str], config: Mapping[str, str], partitions: int) -> None:
+    async def fault(self) -> KafkaLost | None:
         """
-        Creates topics, with as many replicas as there are brokers, three at most.
+        Why one of the brokers cannot be used, if one cannot.
+
+        Raises: KafkaLost if none can.
+        """
+        async with self._admin() as admin:
+            return await self.connection.fault(_addresses(admin))
+
+    async def rights(self, names: Collection[str]) -> tuple[int, dict[str, TopicRights]]:
+        """
+        How many brokers there are, and what this user may do with topics that may or may not exist.
 
         Raises: KafkaLost.
+        """
+        async with self._admin() as admin:
+            return await topic_rights(admin, names)
+
+    async def may_use(self, transactional_id: str) -> bool:
+        """
+        Whether this user may be the producer with that id; one that is at work notices nothing.
+
+        Raises: KafkaLost.
+        """
+        async with self._admin() as admin:
+            return await may_use_transactional_id(admin, transactional_id)
+
+    async def create_topics(
+        self, names: Collection[str], config: Mapping[str, str], partitions: int, *, validate_only: bool = False
+    ) -> None:
+        """
+        Creates topics, with as many replicas as there are brokers, three at most; with *validate_only* only asks
+        whether they could be.
+
+        Raises: KafkaLost; KafkaDenied, TopicsMissing if one cannot be created.
         """
         if not names:
             return
@@ -195,12 +139,14 @@ class Cluster:
                 [
                     NewTopic(name, partitions, min(brokers, MAX_REPLICATION), topic_configs=dict(config))
                     for name in names
-                ]
+                ],
+                validate_only=validate_only,
             )
         # aiokafka returns the broker's error codes and raises nothing.
         for name, code, *_ in response.topic_errors:
             if code not in {0, _ALREADY_EXISTS}:
-                raise TopicsMissing(f"Topic {name} cannot be created: {errors.for_code(code).__name__}.")
+                kind = KafkaDenied if code == errors.TopicAuthorizationFailedError.errno else TopicsMissing
+                raise kind(f"Topic {name} cannot be created: {errors.for_code(code).__name__}.")
 
     @asynccontextmanager
     async def _admin(self) -> AsyncIterator[AIOKafkaAdminClient]:
@@ -210,6 +156,8 @@ class Cluster:
                 async with asyncio.timeout(START_TIMEOUT):
                     await admin.start()
                     yield admin
+            except (errors.KafkaConnectionError, errors.NodeNotReadyError) as error:
+                raise await self.connection.fault(_addresses(admin)) or error from error
             finally:
                 await admin.close()
 
@@ -254,6 +202,10 @@ class Cluster:
             yield consumer
         finally:
             await consumer.stop()
+
+
+def _addresses(admin: AIOKafkaAdminClient) -> list[tuple[str, int]]:
+    return [(broker.host, broker.port) for broker in admin._client.cluster.brokers()]  # noqa: SLF001
 
 
 def _leaderless(topic: Mapping[str, Any]) -> tuple[int, ...]:

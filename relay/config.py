@@ -82,10 +82,18 @@ class Settings:
         values.choice("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"), "PLAINTEXT", "How to connect to the brokers"
     )
     kafka_sasl_mechanism: str = _setting(
-        values.choice("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"), "PLAIN", "How to log in, with a `SASL_` protocol"
+        values.choice("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"),
+        "PLAIN",
+        "How to log in, with a `SASL_` protocol: `PLAIN`, `SCRAM-SHA-256`, `SCRAM-SHA-512`, `OAUTHBEARER`",
     )
-    kafka_sasl_username: str | None = _setting(str, None, "Who to log in as")
-    kafka_sasl_password: Secret | None = _setting(str, None, "The password", secret=True)
+    kafka_sasl_username: str | None = _setting(str, None, "Who to log in as; the client id for a token URL")
+    kafka_sasl_password: Secret | None = _setting(
+        str, None, "The password; the client secret for a token URL; without that OAUTHBEARER's token", secret=True
+    )
+    kafka_sasl_token_url: str | None = _setting(
+        values.http_url, None, "Where OAUTHBEARER gets its tokens, by client credentials"
+    )
+    kafka_sasl_token_scope: str | None = _setting(str, None, "The scope to ask for there")
     kafka_ssl_cafile: Path | None = _setting(values.file, None, "Certificates to trust; default: the system's")
     kafka_ssl_certfile: Path | None = _setting(values.file, None, "The relay's certificate, for mTLS")
     kafka_ssl_keyfile: Path | None = _setting(values.file, None, "Its key")
@@ -172,7 +180,13 @@ class Settings:
             ),
             f"RELAY_KAFKA_SASL_USERNAME and RELAY_KAFKA_SASL_PASSWORD: needed for {self.kafka_security_protocol}.": (
                 not self.kafka_security_protocol.startswith("SASL")
-                or (self.kafka_sasl_username and self.kafka_sasl_password)
+                or (self.kafka_sasl_password and (self.kafka_sasl_username or self._token_is_given))
+            ),
+            "RELAY_KAFKA_SASL_TOKEN_URL: is for RELAY_KAFKA_SASL_MECHANISM=OAUTHBEARER alone.": (
+                not self.kafka_sasl_token_url or self.kafka_sasl_mechanism == "OAUTHBEARER"
+            ),
+            "RELAY_KAFKA_SASL_TOKEN_SCOPE: is for a RELAY_KAFKA_SASL_TOKEN_URL alone.": (
+                bool(self.kafka_sasl_token_url) or not self.kafka_sasl_token_scope
             ),
             "RELAY_TOPIC, RELAY_DEAD_LETTER_TOPIC and RELAY_WATERMARK_TOPIC: must be three different topics.": (
                 len({self.topic, self.dead_letter_topic, self.watermark_topic}) == 3
@@ -194,6 +208,10 @@ class Settings:
             ),
         }
         return [problem for problem, holds in checks.items() if not holds]
+
+    @property
+    def _token_is_given(self) -> bool:
+        return self.kafka_sasl_mechanism == "OAUTHBEARER" and not self.kafka_sasl_token_url
 
     def effective(self) -> dict[str, str]:
         """Every variable with its value in force, secrets masked."""

@@ -138,7 +138,7 @@ class KafkaTimeout(KafkaLost):
 
 
 class KafkaDenied(KafkaLost):
-    """Kafka refuses the relay's rights or password."""
+    """Kafka refuses the relay's rights or login: `relay check` says which."""
 
     label = "denied"
 

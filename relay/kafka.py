@@ -18,21 +18,16 @@ from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaProducer
 
-from relay.cluster import (
-    PARTITIONS,
-    START_TIMEOUT,
-    Cluster,
-    Connection,
-    Topic,
-    key_hash,
-    translated,
-)
-from relay.errors import KafkaLost, KafkaTimeout, PartitionLeaderless, TopicsMissing
+from relay.cluster import PARTITIONS, START_TIMEOUT, Cluster, Topic, key_hash
+from relay.connection import Connection, meaning_of, translated
+from relay.errors import KafkaDenied, KafkaLost, KafkaTimeout, PartitionLeaderless, TopicsMissing
 from relay.record import Record
 from relay.watermark import Watermark
 
 log = logging.getLogger(__name__)
 
+#: Before the spool's identity; rights are given on it.
+TRANSACTIONAL_ID_PREFIX = "relay-"
 #: Seconds for one transaction: less than the broker gives it.
 CYCLE_TIMEOUT = 20.0
 TRANSACTION_TIMEOUT_MS = 30_000
@@ -121,7 +116,7 @@ class Producer:
         if not self.transactional:
             return {"enable_idempotence": True, "acks": "all"}
         return {
-            "transactional_id": f"relay-{self._identity}",
+            "transactional_id": f"{TRANSACTIONAL_ID_PREFIX}{self._identity}",
             "transaction_timeout_ms": TRANSACTION_TIMEOUT_MS,
             "acks": "all",
         }
@@ -156,9 +151,10 @@ class Producer:
             await self._send_watermark(producer, watermark)
         for batch, topic, partition in self._batches(producer, records):
             futures.append(await producer.send_batch(batch, topic, partition=partition))
-        for outcome in await asyncio.gather(*futures, return_exceptions=True):
-            if isinstance(outcome, BaseException):
-                raise outcome
+        outcomes = await asyncio.gather(*futures, return_exceptions=True)
+        if failures := [outcome for outcome in outcomes if isinstance(outcome, BaseException)]:
+            # A right that is missing to one topic fails the others as well, with errors that say less.
+            raise next((failure for failure in failures if meaning_of(failure) is KafkaDenied), failures[0])
         if self.transactional:
             await producer.commit_transaction()
         self._records += len(records) + 1
@@ -204,13 +200,20 @@ class Producer:
             await self._create(missing)
             found = await self._cluster.topics(having=missing)
         if missing := sorted(name for name in self._needed() if name not in found):
-            raise TopicsMissing(
-                f"Missing in Kafka, or hidden from this user: topic {', '.join(missing)}. "
-                "Create it, or set RELAY_TOPIC_CREATE=true."
-            )
+            raise await self._not_found(missing)
         _refuse_leaderless({name: found[name] for name in self._needed()})
         # Of all there are: the spool may hold events of a workspace that is no longer in the settings.
         self._partitions = {name: topic.partitions for name, topic in found.items()}
+
+    async def _not_found(self, missing: Collection[str]) -> KafkaLost:
+        _, rights = await self._cluster.rights(missing)
+        if hidden := [name for name in missing if rights[name].exists is None]:
+            return KafkaDenied(
+                f"This user has no right to write to topic {', '.join(hidden)}. `relay check` says which to give it."
+            )
+        return TopicsMissing(
+            f"Missing in Kafka: topic {', '.join(missing)}. Create it, or set RELAY_TOPIC_CREATE=true."
+        )
 
     def _needed(self) -> list[str]:
         return [*self._plan.topics, *([self._plan.watermarks] if self._plan.watermarks else [])]
@@ -224,18 +227,20 @@ class Producer:
         await self._cluster.create_topics(watermarks, _WATERMARK_CONFIG, 1)
 
     async def _explained(self, error: KafkaLost) -> KafkaLost:
-        # One partition without a leader stops every transaction, and aiokafka does not say which.
+        # One partition without a leader stops every transaction, and so does one broker that lets nobody in. aiokafka
+        # does not say which.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_EXPLAIN_TIMEOUT):
                 for _ in range(_EXPLAIN_TRIES):
                     try:
                         found = await self._cluster.topics()
                         _refuse_leaderless({name: topic for name, topic in found.items() if name in self._needed()})
-                    except PartitionLeaderless as reason:
+                        fault = await self._cluster.fault()
+                    except (PartitionLeaderless, KafkaDenied) as reason:
                         return reason
                     except KafkaLost:
                         continue  # It asks any broker, and may have asked the one that is gone.
-                    break
+                    return fault if isinstance(fault, KafkaDenied) else error
         return error
 
     # --- The end. ---

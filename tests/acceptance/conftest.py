@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from kafka_for_tests import FoundKafka
 from relay_process import RelayProcess
+from secured_kafka import SecuredKafka
 
 from relay.dev.kafka import LocalKafka
 from relay.dev.kafka_runtime import Runtime
@@ -41,6 +42,13 @@ def breakable_kafka(one_broker: LocalKafka) -> Iterator[LocalKafka]:
     (broker,) = one_broker.brokers
     broker.thaw()
     broker.start()
+
+
+@pytest.fixture(scope="session")
+def secured(kafka_runtime: Runtime, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredKafka]:
+    """Yield a Kafka that lets nobody in without a login, and to nothing without a right."""
+    with SecuredKafka(tmp_path_factory.mktemp("secured"), kafka_runtime) as kafka:
+        yield kafka
 
 
 @pytest.fixture

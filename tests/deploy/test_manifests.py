@@ -35,8 +35,8 @@ from prometheus_client import CollectorRegistry
 
 from relay import __version__, admin, ingress
 from relay.cli import main
-from relay.cluster import Connection
 from relay.config import Settings, settings_table
+from relay.connection import Connection
 from relay.kafka import Producer, TopicPlan
 from relay.record import RECORD_OVERHEAD
 

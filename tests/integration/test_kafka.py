@@ -13,7 +13,7 @@ from kafka_for_tests import FoundKafka
 from oracle import read_topics
 
 import relay.kafka
-from relay.cluster import Connection
+from relay.connection import Connection
 from relay.dev.kafka import LocalKafka
 from relay.errors import (
     Fenced,

@@ -12,7 +12,7 @@ from oracle import Sent, judge, read_topics
 from prometheus_client import CollectorRegistry
 
 import relay.kafka
-from relay.cluster import Connection
+from relay.connection import Connection
 from relay.event import Delivery, Event
 from relay.kafka import Producer, TopicPlan
 from relay.metrics import Metrics

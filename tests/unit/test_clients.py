@@ -5,7 +5,7 @@ from registry_for_tests import stub_registry
 
 from relay.clients import connection, registry
 from relay.config import Settings
-from relay.errors import KafkaDenied, RegistryRefused, SettingsInvalid
+from relay.errors import KafkaDenied, KafkaUnreachable, RegistryRefused, SettingsInvalid
 from relay.registry import Registry
 
 TOKEN = {"RELAY_TOKEN": "s3cret"}
@@ -36,6 +36,57 @@ def test_the_settings_say_how_to_reach_kafka(tmp_path: Path) -> None:
     password.unlink()
     with pytest.raises(KafkaDenied, match="RELAY_KAFKA_SASL_PASSWORD_FILE"):
         connection(settings)
+
+
+OAUTH = {**TOKEN, "RELAY_KAFKA_SECURITY_PROTOCOL": "SASL_SSL", "RELAY_KAFKA_SASL_MECHANISM": "OAUTHBEARER"}
+
+
+async def test_a_token_s_file_is_read_at_every_login(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("first\n")
+    found = connection(Settings.read(OAUTH | {"RELAY_KAFKA_SASL_PASSWORD_FILE": str(file)}))
+    assert found.sasl_token
+    assert (found.sasl_password, await found.sasl_token()) == (None, "first")
+    file.write_text("second")
+    assert await found.sasl_token() == "second"
+    file.unlink()
+    with pytest.raises(KafkaDenied, match="RELAY_KAFKA_SASL_PASSWORD_FILE"):
+        await found.sasl_token()
+
+
+async def test_a_token_endpoint_s_secret_is_read_when_it_is_needed(tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_text("sesame")
+    environ = {
+        "RELAY_KAFKA_SASL_TOKEN_URL": "https://127.0.0.1:1/token",
+        "RELAY_KAFKA_SASL_USERNAME": "relay",
+        "RELAY_KAFKA_SASL_PASSWORD_FILE": str(file),
+    }
+    found = connection(Settings.read(OAUTH | environ))
+    assert found.sasl_token
+    with pytest.raises(KafkaUnreachable, match="RELAY_KAFKA_SASL_TOKEN_URL"):
+        await found.sasl_token()
+    file.unlink()
+    with pytest.raises(KafkaDenied, match="RELAY_KAFKA_SASL_PASSWORD_FILE"):
+        await found.sasl_token()
+
+
+def test_an_authority_that_cannot_be_used_for_the_token_endpoint_is_told() -> None:
+    environ = {
+        "RELAY_KAFKA_SASL_TOKEN_URL": "https://127.0.0.1:1/token",
+        "RELAY_KAFKA_SASL_USERNAME": "relay",
+        "RELAY_KAFKA_SASL_PASSWORD": "sesame",
+        "RELAY_KAFKA_SSL_CAFILE": __file__,
+    }
+    with pytest.raises(KafkaDenied, match="RELAY_KAFKA_SSL_CAFILE"):
+        connection(Settings.read(OAUTH | environ))
+
+
+@pytest.mark.parametrize("other", [{"RELAY_KAFKA_SASL_MECHANISM": "PLAIN"}, {"RELAY_KAFKA_SECURITY_PROTOCOL": "SSL"}])
+def test_without_oauthbearer_nobody_is_asked_for_a_token(other: dict[str, str]) -> None:
+    user = {"RELAY_KAFKA_SASL_USERNAME": "ada", "RELAY_KAFKA_SASL_PASSWORD": "sesame"}
+    found = connection(Settings.read(OAUTH | user | other))
+    assert (found.sasl_password, found.sasl_token) == ("sesame", None)
 
 
 # --- The schema registry. ---

@@ -34,6 +34,8 @@ DEFAULTS = {
     "RELAY_KAFKA_SASL_MECHANISM": "PLAIN",
     "RELAY_KAFKA_SASL_USERNAME": "",
     "RELAY_KAFKA_SASL_PASSWORD": "",
+    "RELAY_KAFKA_SASL_TOKEN_URL": "",
+    "RELAY_KAFKA_SASL_TOKEN_SCOPE": "",
     "RELAY_KAFKA_SSL_CAFILE": "",
     "RELAY_KAFKA_SSL_CERTFILE": "",
     "RELAY_KAFKA_SSL_KEYFILE": "",
@@ -124,6 +126,8 @@ def test_a_value_is_read(name: str, text: str, value: object) -> None:
         ("RELAY_TOPIC_CREATE", "on"),
         ("RELAY_KAFKA_SECURITY_PROTOCOL", "TLS"),
         ("RELAY_KAFKA_SASL_MECHANISM", "GSSAPI"),
+        ("RELAY_KAFKA_SASL_TOKEN_URL", "login.example.com/token"),
+        ("RELAY_KAFKA_SASL_TOKEN_URL", "https://relay:sesame@login.example.com/token"),
         ("RELAY_KAFKA_SSL_CAFILE", "/nowhere/ca.crt"),
         ("RELAY_KAFKA_COMPRESSION", "brotli"),
         ("RELAY_SCHEMA_REGISTRY_URL", "localhost:8081"),
@@ -283,6 +287,8 @@ def test_without_a_token_there_is_no_start_unless_it_is_allowed(tmp_path: Path) 
         {"RELAY_KAFKA_SSL_KEYFILE": __file__},
         {"RELAY_KAFKA_SECURITY_PROTOCOL": "SASL_PLAINTEXT"},
         {"RELAY_KAFKA_SECURITY_PROTOCOL": "SASL_SSL", "RELAY_KAFKA_SASL_USERNAME": "ada"},
+        {"RELAY_KAFKA_SASL_TOKEN_URL": "https://login.example.com/token"},
+        {"RELAY_KAFKA_SASL_TOKEN_SCOPE": "kafka"},
         {"RELAY_SCHEMA_FRAMING": "prefix"},
         {"RELAY_SCHEMA_FRAMING": "header"},
         {"RELAY_SCHEMA_REGISTRY_USERNAME": "ada"},
@@ -299,6 +305,31 @@ def test_without_a_token_there_is_no_start_unless_it_is_allowed(tmp_path: Path) 
 def test_settings_that_contradict_each_other_are_told(environ: dict[str, str]) -> None:
     (problem,) = problems(NEEDED | environ)
     assert all(name in problem or name == "RELAY_KAFKA_SECURITY_PROTOCOL" for name in environ)
+
+
+@pytest.mark.parametrize(
+    ("given", "enough"),
+    [
+        ({}, False),
+        ({"RELAY_KAFKA_SASL_PASSWORD": "a token"}, True),
+        ({"RELAY_KAFKA_SASL_PASSWORD": "secret", "RELAY_KAFKA_SASL_TOKEN_URL": "https://a/"}, False),
+        (
+            {
+                "RELAY_KAFKA_SASL_USERNAME": "ada",
+                "RELAY_KAFKA_SASL_PASSWORD": "secret",
+                "RELAY_KAFKA_SASL_TOKEN_URL": "https://a/",
+            },
+            True,
+        ),
+    ],
+)
+def test_oauthbearer_needs_a_token_or_what_gives_one(given: dict[str, str], enough: bool) -> None:
+    oauth = {"RELAY_KAFKA_SECURITY_PROTOCOL": "SASL_SSL", "RELAY_KAFKA_SASL_MECHANISM": "OAUTHBEARER"}
+    if enough:
+        assert Settings.read(NEEDED | oauth | given).kafka_sasl_mechanism == "OAUTHBEARER"
+    else:
+        (problem,) = problems(NEEDED | oauth | given)
+        assert problem.startswith("RELAY_KAFKA_SASL_USERNAME and RELAY_KAFKA_SASL_PASSWORD: ")
 
 
 def test_a_registry_knows_the_relay_by_its_token_or_its_user_not_both() -> None:
