@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from relay.errors import BadToken
 from relay.event import DEFAULT_WORKSPACE
-from relay.values import Secret
+from relay.values import Secret, text_of
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class Tokens:
         for path in self._files():
             if path.name in tokens:
                 raise ValueError(f"{path}: the workspace {path.name} has its tokens from RELAY_TOKEN")
-            tokens[path.name] = _parse(path.read_text(), str(path))
+            tokens[path.name] = _parse(text_of(path), str(path))
         self._open = self._token is None and self._workspaces_dir is None
         if self._open:
             tokens[DEFAULT_WORKSPACE] = ()

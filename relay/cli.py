@@ -112,7 +112,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     verb("dead", "events that Kafka refused: list, show, export, requeue; dead letters of the topic: replay")
     verb("top", "watch a running relay: rates, latencies, spool, Kafka")
     verb(
-        "check", "would it work? settings, spool, registry, Kafka, topics: each line ok or what to do", _check
+        "check", "would it work? settings, spool, registry, Kafka, topics, rights: each line ok or what to do", _check
     ).epilog = "Reads the RELAY_* settings; changes nothing, and works beside a running relay."
     schemas = verb("schemas", "the schemas of the events, and the schema registry", _schemas)
     schemas.add_argument(

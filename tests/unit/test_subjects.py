@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from registry_for_tests import StubRegistry, stub_registry
 
-from relay.check import Finding, check
+from relay.check import check
 from relay.cli import main
 from relay.config import Settings
+from relay.finding import Finding
 from relay.schemas import Schemas
 
 SCHEMAS = {schema.name: schema for schema in Schemas.load()}
