@@ -157,7 +157,9 @@ class Cluster:
                     await admin.start()
                     yield admin
             except (errors.KafkaConnectionError, errors.NodeNotReadyError) as error:
-                raise await self.connection.fault(_addresses(admin)) or error from error
+                if fault := await self.connection.fault(_addresses(admin)):
+                    raise fault from error
+                raise
             finally:
                 await admin.close()
 
