@@ -5,8 +5,8 @@ With connection.py, rights.py and kafka.py the only place that knows aiokafka.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Collection, Mapping
+from contextlib import asynccontextmanager, suppress
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ PARTITIONS = 6
 MAX_REPLICATION = 3
 #: How far before the end the watermark is looked for first; then ten times that, and so on.
 _WATERMARK_REACH = 1_000
+_CLOSE_TIMEOUT = 1.0
 _ALREADY_EXISTS = 36
 _CREATION_LOOKS = 50
 
@@ -161,7 +162,7 @@ class Cluster:
                     raise fault from error
                 raise
             finally:
-                await admin.close()
+                await _end(admin.close())
 
     async def read_watermark(self, topic: str, partition: int, key: bytes) -> Watermark | None:
         """
@@ -203,7 +204,14 @@ class Cluster:
             await consumer.start()
             yield consumer
         finally:
-            await consumer.stop()
+            await _end(consumer.stop())
+
+
+async def _end(closing: Awaitable[None]) -> None:
+    # Over TLS a broker that has a request in hand says goodbye after half a minute; nothing depends on that.
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_CLOSE_TIMEOUT):
+            await closing
 
 
 def _addresses(admin: AIOKafkaAdminClient) -> list[tuple[str, int]]:
