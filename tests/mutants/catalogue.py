@@ -100,8 +100,8 @@ MUTANTS = (
         [
             Edit(
                 "kafka.py",
-                '"transactional_id": f"relay-{self._identity}",',
-                '"transactional_id": f"relay-{self._identity}-{asyncio.get_running_loop().time()}",',
+                '"transactional_id": f"{TRANSACTIONAL_ID_PREFIX}{self._identity}",',
+                '"transactional_id": f"{TRANSACTIONAL_ID_PREFIX}{self._identity}-{asyncio.get_running_loop().time()}",',
             )
         ],
         [f"{_KAFKA}::test_a_successor_fences_its_predecessor"],
@@ -112,12 +112,10 @@ MUTANTS = (
             Edit(
                 "kafka.py",
                 """\
-        for outcome in await asyncio.gather(*futures, return_exceptions=True):
-            if isinstance(outcome, BaseException):
-                raise outcome
+        if failures := [outcome for outcome in outcomes if isinstance(outcome, BaseException)]:
 """,
                 """\
-        await asyncio.gather(*futures, return_exceptions=True)
+        if failures := [outcome for outcome in outcomes if outcome is None]:
 """,
             )
         ],
@@ -169,7 +167,7 @@ MUTANTS = (
     ),
     Mutant(
         "the spool's directory is not fsynced",
-        [Edit("store.py", "                sync_directory(path.parent)\n", "")],
+        [Edit("store.py", "            sync_directory(self._path.parent)\n", "")],
         [f"{_POWER}::test_an_event_survives_a_power_cut_right_after_its_answer"],
     ),
     Mutant(
