@@ -14,6 +14,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from relay.clients import connection
 from relay.cluster import Cluster
+from relay.cluster import leave
 from relay.config import Settings
 from relay.connection import Connection, translated
 from relay.errors import TopicsMissing
@@ -95,7 +96,7 @@ async def records(
             async for record in consumer:
                 yield record
         finally:
-            await consumer.stop()
+            await leave(consumer._client, consumer.stop())  # noqa: SLF001
 
 
 async def _names(cluster: Cluster, topics: Topics, *, dead: bool) -> dict[str, int]:
