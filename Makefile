@@ -33,10 +33,10 @@ test-deploy: $(READY)
 test-consumers: $(READY)
 	@RELAY_TEST_CONSUMERS=1 $(BIN)/pytest tests/consumers
 
-# What `make test` leaves out, too: deploy/ in the cluster that KUBECONFIG names, in namespaces of their own; with a default StorageClass. Its nodes must have the
-# image: IMAGE=name:tag, or the one that is built here, if they share this Docker. Its pods must reach this machine, where
-# Kafka runs: ADDRESS=…, if it is not the one on the way to the nodes. CRDS=folder: the definitions of Strimzi's and the
-# Prometheus operator's kinds, of which the cluster is otherwise told no more than the names; CHART as above.
+# What `make test` leaves out, too: deploy/ in the cluster that KUBECONFIG names, in namespaces of their own. It needs a
+# default StorageClass, and the image: IMAGE=name:tag, or the one that is built here, if its nodes share this Docker. Its
+# pods must reach this machine, where Kafka runs: ADDRESS=…, if it is not the one on the way to the nodes. With
+# CRDS=folder the definitions of Strimzi's and the Prometheus operator's kinds; CHART as above.
 test-kubernetes: $(READY) $(if $(IMAGE),,image)
 	@RELAY_TEST_KUBERNETES=1 RELAY_TEST_IMAGE="$(IMAGE)" RELAY_TEST_ADDRESS="$(ADDRESS)" RELAY_TEST_CRDS="$(CRDS)" \
 	  RELAY_TEST_CHART="$(CHART)" $(BIN)/pytest tests/kubernetes
