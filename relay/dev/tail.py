@@ -13,8 +13,7 @@ import orjson
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from relay.clients import connection
-from relay.cluster import Cluster
-from relay.cluster import leave
+from relay.cluster import Cluster, leave
 from relay.config import Settings
 from relay.connection import Connection, translated
 from relay.errors import TopicsMissing

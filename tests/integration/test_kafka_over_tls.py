@@ -8,7 +8,7 @@ from pathlib import Path
 import uvloop
 from kafka_for_pods import DEAD_LETTER_TOPIC, PASSWORD, TOPIC, USER, kafka_for_pods
 
-from relay.cluster import Connection
+from relay.connection import Connection
 from relay.dev.kafka_runtime import Runtime
 from relay.kafka import Producer, TopicPlan
 from relay.watermark import Run, Watermark
@@ -40,7 +40,7 @@ def test_start_does_not_wait_for_the_brokers_goodbye(kafka_runtime: Runtime, tmp
 
     with kafka_for_pods("127.0.0.1", tmp_path, kafka_runtime) as kafka:
         ca_file = str(kafka.ca_file)
-        connection = Connection(kafka.address, "relay", "SASL_SSL", "SCRAM-SHA-512", USER, PASSWORD, ca_file)
+        connection = Connection(kafka.address, "relay", "SASL_SSL", "SCRAM-SHA-512", USER, PASSWORD, ssl_cafile=ca_file)
         # The loop that the relay runs on: this is about how it ends a TLS connection.
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             assert runner.run(start_again_and_again(connection)) == [None, *range(1, STARTS)]
