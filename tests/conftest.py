@@ -24,7 +24,7 @@ OwnKafka = Callable[..., LocalKafka]
 # small what it finds.
 settings.register_profile(
     "short",
-    max_examples=40,
+    max_examples=30,
     stateful_step_count=40,
     phases=[Phase.explicit, Phase.generate],
     derandomize=True,

@@ -43,6 +43,11 @@ class _Observed:
         self._connection = connection
         self._act = act
 
-    def __getattr__(self, name: str) -> object:
-        self._act()
-        return getattr(self._connection, name)
+    def __getattr__(self, name: str) -> Callable[..., object]:
+        method: Callable[..., object] = getattr(self._connection, name)
+
+        def call(*arguments: object) -> object:
+            self._act()
+            return method(*arguments)
+
+        return call

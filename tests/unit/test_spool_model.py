@@ -45,7 +45,7 @@ BODIES = [("Message", 0), ("Message", 3_000), ("Message", 60_000), ("LeadCapture
 bodies = st.integers(0, len(BODIES) - 1)
 deliveries = st.lists(bodies, min_size=1, max_size=5)
 #: Before which of the statements that follow something happens; the last ones are seldom reached.
-moments = st.integers(0, 14)
+moments = st.integers(0, 24)
 
 
 class Clock:
