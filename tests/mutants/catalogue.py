@@ -176,10 +176,7 @@ MUTANTS = (
             Edit("store.py", _REPEATS, ""),
             Edit("store.py", _COMMIT, _COMMIT.replace("\n", f"\n{_REPEATS}", 1)),
         ],
-        [
-            f"{_STORE}::test_a_crash_between_any_two_statements_leaves_a_change_whole_or_not_at_all",
-            _SPOOL_MODEL,
-        ],
+        [f"{_STORE}::test_a_crash_between_any_two_statements_leaves_a_change_whole_or_not_at_all"],
     ),
     Mutant(
         "the dedupe row is written before the event's transaction",
@@ -204,10 +201,7 @@ MUTANTS = (
                 "store.py", _COMMIT, _COMMIT.replace("\n", f"\n        if change.published is not None:\n{_DIGESTS}", 1)
             ),
         ],
-        [
-            f"{_STORE}::test_a_crash_between_any_two_statements_leaves_a_change_whole_or_not_at_all",
-            _SPOOL_MODEL,
-        ],
+        [f"{_STORE}::test_a_crash_between_any_two_statements_leaves_a_change_whole_or_not_at_all"],
     ),
     Mutant(
         "events are committed out of order",
