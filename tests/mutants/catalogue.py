@@ -269,7 +269,7 @@ MUTANTS = (
         "two relays on one spool",
         [Edit("files.py", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB")],
         [
-            f"{_SPOOL}::test_a_spool_has_one_owner",
+            f"{_STORE}::test_a_second_owner_is_refused_and_told_who_the_first_is",
             f"{_STORE}::test_another_process_is_refused",
         ],
     ),
