@@ -11,7 +11,7 @@ run: $(READY)
 	@$(BIN)/relay dev --play
 
 test: check
-	@$(BIN)/pytest $(T)
+	@$(BIN)/pytest --numprocesses 4 --dist loadfile $(T)
 
 check: $(READY)
 	@$(BIN)/ruff format --check --quiet .

@@ -35,6 +35,8 @@ COMMIT_INTERVAL = 0.002
 TRIM_SECONDS = 1.0
 #: About how many bytes of dead events are taken up at once: a commit stays short, and memory bounded.
 REQUEUE_BYTES = 1 << 20
+#: What a probe writes beyond the body of the event that was refused: that one had more pages to touch.
+_PROBE_SLACK = 16 << 10
 #: Shares of the limit at which a filling spool is logged, and at which it counts as emptying again.
 _FILLING, _EMPTYING = 0.8, 0.5
 
@@ -150,7 +152,7 @@ class Spool:
         """Why an event cannot be stored now, if it cannot."""
         if self._failed:
             commit = self._gather()
-            commit.change.probe_bytes = self._refused_bytes
+            commit.change.probe_bytes = self._refused_bytes + _PROBE_SLACK
             try:
                 await commit
             except (SpoolFailed, SpoolFull) as error:

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import Phase, settings
@@ -17,7 +18,7 @@ from relay.dev.kafka import LocalKafka, prepare_runtime
 from relay.dev.kafka_runtime import Runtime
 from relay.dev.registry import LocalRegistry, RegistryRuntime, prepare_registry
 
-KAFKA, REGISTRY = pytest.StashKey[str](), pytest.StashKey[str]()
+SUMMARY = pytest.StashKey[list[str]]()
 OwnKafka = Callable[..., LocalKafka]
 
 # A test run does the same each time; `pytest --hypothesis-profile=long --timeout=0` goes where none has been, and makes
@@ -34,11 +35,27 @@ settings.register_profile("long", max_examples=5000, stateful_step_count=100, de
 settings.load_profile("short")
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand what a worker process of pytest-xdist has to say to the one that prints."""
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        output["summary"] = session.config.stash.get(SUMMARY, [])
+
+
+def pytest_testnodedown(node: Any) -> None:
+    """Take what a worker process had to say."""
+    node.config.stash.setdefault(SUMMARY, []).extend(getattr(node, "workeroutput", {}).get("summary", []))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say which Kafka and which schema registry were taken, and why no others."""
-    for name, key in (("Kafka", KAFKA), ("Registry", REGISTRY)):
-        if how := terminalreporter.config.stash.get(key, None):
-            terminalreporter.write_line(f"{name}: {how}")
+    """Say which Kafka and which schema registry were taken, and what the runs with random faults came to."""
+    for line in terminalreporter.config.stash.get(SUMMARY, []):
+        terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope="session")
+def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Return a function that puts a line under the test run's results."""
+    return request.config.stash.setdefault(SUMMARY, []).append
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -60,7 +77,7 @@ def kafka_runtime(request: pytest.FixtureRequest) -> Runtime:
 
 
 @pytest.fixture(scope="session")
-def kafka(request: pytest.FixtureRequest) -> Iterator[FoundKafka]:
+def kafka(request: pytest.FixtureRequest, report: Callable[[str], None]) -> Iterator[FoundKafka]:
     """Yield a Kafka that all tests share; give each test topics of its own (topic_name)."""
     with ExitStack() as stack:
         failure = ""
@@ -70,7 +87,7 @@ def kafka(request: pytest.FixtureRequest) -> Iterator[FoundKafka]:
             failure = str(error)
         if failure:
             pytest.fail(failure, pytrace=False)
-        request.config.stash[KAFKA] = found.how
+        report(f"Kafka: {found.how}")
         yield found
 
 
@@ -97,10 +114,10 @@ def registry_runtime(request: pytest.FixtureRequest) -> RegistryRuntime:
 
 
 @pytest.fixture(scope="session")
-def registry_url(request: pytest.FixtureRequest) -> Iterator[str]:
+def registry_url(request: pytest.FixtureRequest, report: Callable[[str], None]) -> Iterator[str]:
     """Yield the URL of a schema registry that all tests share; give each test subjects of its own (topic_name)."""
     with find_registry(lambda: request.getfixturevalue("registry_runtime")) as found:
-        request.config.stash[REGISTRY] = found.how
+        report(f"Registry: {found.how}")
         yield found.url
 
 

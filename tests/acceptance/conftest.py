@@ -11,21 +11,8 @@ from secured_kafka import SecuredKafka
 from relay.dev.kafka import LocalKafka
 from relay.dev.kafka_runtime import Runtime
 
-SUMMARY = pytest.StashKey[list[str]]()
 MakeRelay = Callable[..., RelayProcess]
 OwnKafka = Callable[..., LocalKafka]
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say what the runs with random faults came to."""
-    for line in terminalreporter.config.stash.get(SUMMARY, []):
-        terminalreporter.write_line(line)
-
-
-@pytest.fixture
-def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Return a function that puts a line under the test run's results."""
-    return request.config.stash.setdefault(SUMMARY, []).append
 
 
 @pytest.fixture(scope="session")

@@ -39,8 +39,8 @@ class Mutant:
 
 _STORE, _SPOOL = "tests/unit/test_store.py", "tests/unit/test_spool.py"
 _PUBLISHER, _POWER = "tests/unit/test_publisher.py", "tests/unit/test_power_loss.py"
-_SPOOL_MODEL = "tests/unit/test_spool_model.py::TestSpoolModel"
-_PUBLISHER_MODEL = "tests/unit/test_publisher_model.py::TestPublisherModel"
+_SPOOL_MODEL = "tests/model/test_spool_model.py::TestSpoolModel"
+_PUBLISHER_MODEL = "tests/model/test_publisher_model.py::TestPublisherModel"
 _KAFKA, _PUBLISHING = "tests/integration/test_kafka.py", "tests/integration/test_publishing.py"
 _CRASH, _FSYNC = "tests/acceptance/test_crash.py", "tests/acceptance/test_fsync.py"
 

@@ -53,7 +53,7 @@ async def stub(authority: trustme.CA) -> AsyncIterator[Stub]:
     stub = Stub()
     app = web.Application()
     app.router.add_post("/token", stub.post)
-    runner = web.AppRunner(app)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)
