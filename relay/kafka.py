@@ -264,8 +264,10 @@ class Producer:
         batches = producer._message_accumulator  # noqa: SLF001
         left = [*batches._pending_batches, *chain.from_iterable(batches._batches.values())]  # noqa: SLF001
         waiters = [waiter for batch in left for waiter in (batch.future, batch._drain_waiter)]  # noqa: SLF001
+        if transactions := producer._txn_manager:  # noqa: SLF001
+            waiters.append(transactions._transaction_waiter)  # noqa: SLF001
         for future in (*self._futures, *waiters):
-            if future.done() and not future.cancelled():
+            if future is not None and future.done() and not future.cancelled():
                 future.exception()  # Retrieved: nobody else will, and asyncio would complain.
 
 

@@ -46,4 +46,4 @@ def test_endless_kinds_of_faults_are_told_together(caplog: pytest.LogCaptureFixt
     reports = Reports(clock)
     for number in range(MOST_FAULTS + 500):
         reports.invalid("Message", f"/messages/{number}/msg: type")
-    assert len(caplog.records) == MOST_FAULTS + 1
+    assert len([record for record in caplog.records if record.name == "relay.reports"]) == MOST_FAULTS + 1
