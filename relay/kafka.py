@@ -17,6 +17,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaProducer
+from aiokafka.client import AIOKafkaClient
 
 from relay.cluster import PARTITIONS, START_TIMEOUT, Cluster, Topic, key_hash
 from relay.connection import Connection, meaning_of, translated
@@ -252,15 +253,13 @@ class Producer:
             return
         producer._closed = True  # noqa: SLF001
         client, sender = producer.client, producer._sender.sender_task  # noqa: SLF001
-        for connection in list(client._conns.values()):  # noqa: SLF001
-            connection.close()
+        _drop_connections(client)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_TIMEOUT):
                 await _end(sender)
                 await _end(client._sync_task)  # noqa: SLF001
         client._sync_task = None  # noqa: SLF001
-        for connection in list(client._conns.values()):  # noqa: SLF001
-            connection.close()
+        _drop_connections(client)
         batches = producer._message_accumulator  # noqa: SLF001
         left = [*batches._pending_batches, *chain.from_iterable(batches._batches.values())]  # noqa: SLF001
         waiters = [waiter for batch in left for waiter in (batch.future, batch._drain_waiter)]  # noqa: SLF001
@@ -269,6 +268,14 @@ class Producer:
         for future in (*self._futures, *waiters):
             if future is not None and future.done() and not future.cancelled():
                 future.exception()  # Retrieved: nobody else will, and asyncio would complain.
+
+
+def _drop_connections(client: AIOKafkaClient) -> None:
+    for connection in list(client._conns.values()):  # noqa: SLF001
+        if connection._writer is not None:  # noqa: SLF001
+            # A TLS connection that is only closed waits for the broker's goodbye, and the loop cannot end meanwhile.
+            connection._writer.transport.abort()  # noqa: SLF001
+        connection.close()
 
 
 async def _end(task: asyncio.Task[None] | None) -> None:

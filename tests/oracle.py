@@ -120,12 +120,24 @@ def _ends(bootstrap_servers: str, topics: Iterable[str], seconds: float) -> dict
             described = consumer.list_topics(topic, timeout=seconds).topics[topic]
             assert described.error is None, f"{topic}: {described.error}"
             for number in described.partitions:
-                _, ends[topic, number] = consumer.get_watermark_offsets(
-                    TopicPartition(topic, number), timeout=seconds, cached=False
-                )
+                ends[topic, number] = _end(consumer, TopicPartition(topic, number), seconds)
         return ends
     finally:
         consumer.close()
+
+
+def _end(consumer: Consumer, place: TopicPartition, seconds: float) -> int:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            _, end = consumer.get_watermark_offsets(place, timeout=seconds, cached=False)
+        except KafkaException as error:
+            # Of a topic that was just made, or whose leader has just moved.
+            if error.args[0].code() != KafkaError.NOT_LEADER_FOR_PARTITION or time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+        else:
+            return end
 
 
 def _consumer(bootstrap_servers: str, isolation_level: str) -> Consumer:
