@@ -140,7 +140,8 @@ def test_restarts_under_load_lose_and_double_nothing(kafka: FoundKafka, make_rel
         senders.wait_for_answers(200)
     relay.wait_until_drained()
 
-    assert set(senders.tries) <= {200, 503, "connection refused", "connection reset"}
+    # "answer cut off": a connection that was open and not yet served when the port closed. Its sender tries again.
+    assert set(senders.tries) <= {200, 503, "connection refused", "connection reset", "answer cut off"}
     assert not faults(kafka, relay, senders.sent)
 
 
