@@ -207,8 +207,13 @@ def translated(doing: str) -> Iterator[None]:
     except KafkaLost:
         raise
     except Exception as error:
-        meaning = meaning_of(error)
-        raise meaning(f"{meaning.__doc__} While {doing}: {str(error) or type(error).__name__}") from error
+        raise translation(doing, error) from error
+
+
+def translation(doing: str, error: BaseException) -> KafkaLost:
+    """What is raised for an exception of aiokafka's."""
+    meaning = meaning_of(error)
+    return meaning(f"{meaning.__doc__} While {doing}: {str(error) or type(error).__name__}")
 
 
 def meaning_of(error: BaseException) -> type[KafkaLost]:

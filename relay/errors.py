@@ -165,6 +165,8 @@ class RecordsRefused(KafkaLost):
     """Kafka refused records for themselves."""
 
     label = "refused"
+    #: The places, among what was published, of each batch that was refused; empty if Kafka did not say which.
+    batches: Sequence[Sequence[int]] = ()
 
 
 # --- Schema ids: keep everything, wait, and ask the registry again. ---

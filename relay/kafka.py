@@ -12,16 +12,17 @@ What looks odd here is there because something failed without it:
 import asyncio
 import contextlib
 import logging
+from collections import defaultdict
 from collections.abc import Collection, Sequence
-from itertools import chain
+from itertools import chain, zip_longest
 from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.client import AIOKafkaClient
 
 from relay.cluster import PARTITIONS, START_TIMEOUT, Cluster, Topic, key_hash
-from relay.connection import Connection, meaning_of, translated
-from relay.errors import KafkaDenied, KafkaLost, KafkaTimeout, PartitionLeaderless, TopicsMissing
+from relay.connection import Connection, meaning_of, translated, translation
+from relay.errors import KafkaDenied, KafkaLost, KafkaTimeout, PartitionLeaderless, RecordsRefused, TopicsMissing
 from relay.record import Record
 from relay.watermark import Watermark
 
@@ -35,9 +36,10 @@ TRANSACTION_TIMEOUT_MS = 30_000
 MAX_BATCH_BYTES = 256 << 10
 #: A producer's sequence numbers wrap at 2^31, and aiokafka's go wrong there.
 MAX_RECORDS = 1_000_000_000
-_CLOSE_TIMEOUT = 5.0
-_EXPLAIN_TIMEOUT = 5.0
+_CLOSE_TIMEOUT = _EXPLAIN_TIMEOUT = 5.0
 _EXPLAIN_TRIES = 10
+#: What aiokafka builds, and the places of its records among those that are published.
+_Batch = tuple[Any, list[int]]
 _WATERMARK_CONFIG = {"cleanup.policy": "compact", "segment.bytes": str(16 << 20), "min.cleanable.dirty.ratio": "0.1"}
 
 
@@ -71,6 +73,7 @@ class Producer:
         self._cluster = Cluster(connection)
         self._plan = plan
         self._identity = identity
+        self._key = identity.encode()
         self._compression = compression
         self._producer: AIOKafkaProducer | None = None
         self._partitions: dict[str, int] = {}
@@ -122,10 +125,6 @@ class Producer:
             "acks": "all",
         }
 
-    @property
-    def _key(self) -> bytes:
-        return self._identity.encode()
-
     async def publish(self, records: Sequence[Record], watermark: Watermark | None = None) -> None:
         """
         Writes *records* and *watermark*, all or nothing. On success they are committed; on failure nobody knows, and
@@ -137,7 +136,7 @@ class Producer:
             with translated("publishing"):
                 async with asyncio.timeout(CYCLE_TIMEOUT):
                     await self._publish(records, watermark)
-        except KafkaTimeout as error:
+        except (KafkaTimeout, PartitionLeaderless) as error:
             raise await self._explained(error) from error
 
     async def _publish(self, records: Sequence[Record], watermark: Watermark | None) -> None:
@@ -145,48 +144,46 @@ class Producer:
         assert producer is not None, "start() comes first"
         if producer._sender.sender_task.done():  # noqa: SLF001
             raise KafkaLost("The producer's sender has died.")
-        self._futures = futures = []
+        futures = self._futures = list[asyncio.Future[Any]]()
         if self.transactional:
             await producer.begin_transaction()
         if self._plan.watermarks is not None and watermark is not None:
-            await self._send_watermark(producer, watermark)
-        for batch, topic, partition in self._batches(producer, records):
+            await self._send_watermark(producer, self._plan.watermarks, watermark)
+        sent: list[list[int]] = [[] for _ in futures]
+        for (batch, places), topic, partition in self._batches(producer, records):
+            batch.close()
             futures.append(await producer.send_batch(batch, topic, partition=partition))
-        outcomes = await asyncio.gather(*futures, return_exceptions=True)
-        if failures := [outcome for outcome in outcomes if isinstance(outcome, BaseException)]:
-            # A right that is missing to one topic fails the others as well, with errors that say less.
-            raise next((failure for failure in failures if meaning_of(failure) is KafkaDenied), failures[0])
+            sent.append(places)
+        outcomes = zip(await asyncio.gather(*futures, return_exceptions=True), sent, strict=True)
+        if failures := [(outcome, places) for outcome, places in outcomes if isinstance(outcome, BaseException)]:
+            raise _failure(failures)
         if self.transactional:
             await producer.commit_transaction()
         self._records += len(records) + 1
 
-    async def _send_watermark(self, producer: AIOKafkaProducer, watermark: Watermark) -> None:
+    async def _send_watermark(self, producer: AIOKafkaProducer, topic: str, watermark: Watermark) -> None:
         # First, so that its partition is added to the transaction in one request with the others.
-        topic = self._plan.watermarks
-        assert topic is not None
         batch = producer.create_batch()
         batch.append(key=self._key, value=watermark.encode(), timestamp=None)
         batch.close()
         self._futures.append(await producer.send_batch(batch, topic, partition=self._partition(topic, self._key)))
 
-    def _batches(self, producer: AIOKafkaProducer, records: Sequence[Record]) -> list[tuple[Any, str, int]]:
-        batches: dict[tuple[str, int], list[Any]] = {}
-        for topic, partition_key, key, value, headers, timestamp, partition in records:
-            place = (topic, self._partition(topic, partition_key) if partition is None else partition)
-            started = batches.get(place)
-            if started is None:
-                started = batches[place] = [producer.create_batch()]
-            if started[-1].append(key=key, value=value, headers=headers, timestamp=timestamp) is None:
-                started.append(producer.create_batch())
-                started[-1].append(key=key, value=value, headers=headers, timestamp=timestamp)
+    def _batches(self, producer: AIOKafkaProducer, records: Sequence[Record]) -> list[tuple[_Batch, str, int]]:
+        batches: defaultdict[tuple[str, int], list[_Batch]] = defaultdict(list)
+        for place, (topic, partition_key, key, value, headers, timestamp, given) in enumerate(records):
+            partition = self._partition(topic, partition_key) if given is None else given
+            started = batches[topic, partition]
+            # An empty batch takes a record of any size.
+            while not started or not started[-1][0].append(key=key, value=value, headers=headers, timestamp=timestamp):
+                started.append((producer.create_batch(), []))
+            started[-1][1].append(place)
         # Every partition's first batch, then every second one: aiokafka has one of each partition under way.
-        rounds = range(max(map(len, batches.values()), default=0))
-        turns = [
-            (started[turn], *place) for turn in rounds for place, started in batches.items() if turn < len(started)
+        return [
+            (batch, *where)
+            for turn in zip_longest(*batches.values())
+            for where, batch in zip(batches, turn, strict=True)
+            if batch
         ]
-        for batch, _, _ in turns:
-            batch.close()
-        return turns
 
     def _partition(self, topic: str, key: bytes) -> int:
         if topic not in self._partitions:
@@ -268,6 +265,16 @@ class Producer:
         for future in (*self._futures, *waiters):
             if future is not None and future.done() and not future.cancelled():
                 future.exception()  # Retrieved: nobody else will, and asyncio would complain.
+
+
+def _failure(failures: Sequence[tuple[BaseException, list[int]]]) -> KafkaLost:
+    # A right that is missing to one topic fails the others as well, with errors that say less.
+    error = next((error for error, _ in failures if meaning_of(error) is KafkaDenied), failures[0][0])
+    failure = translation("publishing", error)
+    failure.__cause__ = error
+    if isinstance(failure, RecordsRefused):
+        failure.batches = [places for error, places in failures if places and meaning_of(error) is RecordsRefused]
+    return failure
 
 
 def _drop_connections(client: AIOKafkaClient) -> None:

@@ -117,8 +117,8 @@ class Publisher:
         self._framer = framer
         #: Taken and not yet published.
         self._hand: list[Entry] = []
-        #: How many events the next cycle may hold: fewer while the one that the broker refuses is looked for.
-        self._width = MAX_EVENTS
+        #: The sequences before which a cycle ends, while those in hand that the broker refuses are looked for.
+        self._cuts: set[int] = set()
         #: Whether the last cycle was full: the next one does not wait for more.
         self._behind = False
         self._covered = 0
@@ -187,6 +187,7 @@ class Publisher:
         if not self._hand:
             await self._pace()
             taken = await self._source.take(MAX_EVENTS, MAX_BYTES)
+            self._cuts.clear()
             self._hand = [(sequence, self._records.known(event)) for sequence, event in taken]
             size = sum(len(event.body) for _, event in self._hand)
             self._behind = len(self._hand) >= MAX_EVENTS or size >= MAX_BYTES
@@ -200,30 +201,28 @@ class Publisher:
             await producer.publish(records, self._source.watermark(entries[-1][0]))
         except RecordsRefused as error:
             await producer.close()
-            self._width = max(1, len(entries) // 2)
-            if len(entries) == 1:
-                if entries[0][0] in self._source.dead:
-                    raise KafkaLost(f"The announcement of dead event {entries[0][0]} is refused: {error}") from error
+            if len(entries) > 1:
+                self._cut(error.batches or [range(len(entries))])
+            elif entries[0][0] in self._source.dead:
+                raise KafkaLost(f"The announcement of dead event {entries[0][0]} is refused: {error}") from error
+            else:
                 await self._judge(entries[0], error)
-                self._width = MAX_EVENTS
             raise
         self._committed_at = time.monotonic()
         self._failures = 0
         self._doubtful = False
         self._note_connected()
         self._hand = self._hand[len(entries) :]
-        if not self._hand:
-            self._width = MAX_EVENTS
         self._source.published(entries[-1][0])
         self._count(entries, records, started)
 
     async def _ready(self) -> list[Entry]:
         """The first in hand, as many as a cycle may hold, whose schema ids are known; waits until there is one."""
         if self._framer is None:
-            return self._hand[: self._width]
+            return self._hand[: self._uncut]
         while True:
             ready = 0
-            for place, (sequence, event) in enumerate(self._hand[: self._width]):
+            for place, (sequence, event) in enumerate(self._hand[: self._uncut]):
                 if sequence not in self._source.dead and not self._records.ready(event):
                     settled = self._framer.settle(event)
                     if not self._records.ready(settled):
@@ -233,6 +232,20 @@ class Publisher:
             if ready:
                 return self._hand[:ready]
             await self._framer.more()
+
+    @property
+    def _uncut(self) -> int:
+        """How many of those in hand the next cycle may hold."""
+        cuts = (place for place, (sequence, _) in enumerate(self._hand) if place and sequence in self._cuts)
+        return next(cuts, len(self._hand)) if self._cuts else len(self._hand)
+
+    def _cut(self, batches: Sequence[Sequence[int]]) -> None:
+        # What lies around a refused batch is not refused. The batch itself is halved, down to one event; but first of
+        # all its largest is asked for alone, as it is size that brokers refuse.
+        for places in batches:
+            largest = max(places, key=lambda place: len(self._hand[place][1].body))
+            around = {places[0], places[len(places) // 2], places[-1] + 1, largest, largest + 1}
+            self._cuts.update(self._hand[place][0] for place in around if place < len(self._hand))
 
     def _record(self, entry: Entry) -> Record:
         sequence, event = entry
@@ -293,7 +306,7 @@ class Publisher:
             self._failures = min(self._failures + 1, 10)
         if isinstance(error, Fenced):
             self._note_fenced()
-        # One after the other while the refused record is looked for: Kafka itself is well.
+        # As short as can be while refused records are looked for: Kafka itself is well.
         limit = min(MAX_BACKOFF, FIRST_BACKOFF * 2 ** max(0, self._failures - 1))
         await asyncio.sleep(random.uniform(limit / 2, limit))  # noqa: S311
 

@@ -122,7 +122,7 @@ async def test_what_a_dead_producer_left_open_is_undone_by_the_next_start(
     await first.publish([record(topic_name, b"committed")], watermark(1))
     assert first._producer
     await first._producer.begin_transaction()
-    await first._send_watermark(first._producer, watermark(2))
+    await first._send_watermark(first._producer, f"{topic_name}.watermarks", watermark(2))
     await first._producer.send_and_wait(topic_name, b"left open")
     await first.close()
 
@@ -183,8 +183,9 @@ async def test_a_record_that_the_broker_refuses_takes_the_whole_cycle_back(
     await producer.start()
     many = [record(topic_name, b"small", b"chat-%d" % number) for number in range(50)]
 
-    with pytest.raises(RecordsRefused):
+    with pytest.raises(RecordsRefused) as refusal:
         await producer.publish([*many, record(topic_name, b"x" * 600_000)], watermark(51))
+    assert refusal.value.batches == [[50]]
     await producer.close()
 
     successor = make_producer(kafka)

@@ -69,10 +69,16 @@ class ScriptedKafka:
         #: Awaited before and after each commit.
         self.at_a_moment: Callable[[], Awaitable[None]] = nothing
         self.epoch = 0
+        #: In how many batches, event by event in turn, records are written; 0: a refusal does not say which it was.
+        self.partitions = 0
         self._late: tuple[Sequence[Record], Watermark] | None = None
 
     def connect(self) -> "ScriptedProducer":
         return ScriptedProducer(self)
+
+    def batches(self, count: int) -> list[range]:
+        """The places of so many records, batch by batch."""
+        return [range(partition, count, self.partitions) for partition in range(min(self.partitions, count))]
 
     def commit(self, records: Sequence[Record], watermark: Watermark) -> None:
         self.committed += records
@@ -118,14 +124,16 @@ class ScriptedProducer:
         fate = kafka.fates.popleft() if kafka.fates else "committed"
         if self._epoch != kafka.epoch or fate == "fenced":
             raise Fenced
-        poisonous = any(POISON in record.value for record in records)
+        poisonous = poisonous_at(range(len(records)), records)
         if fate == "committed late" and not poisonous:
             kafka.commit_late(records, watermark)
         await kafka.at_a_moment()
         if fate == "refused" or poisonous:
             if len(records) == 1:
                 kafka.refused_alone.add(sequence_of(records[0]))
-            raise RecordsRefused
+            refusal = RecordsRefused()
+            refusal.batches = [batch for batch in kafka.batches(len(records)) if poisonous_at(batch, records)]
+            raise refusal
         if fate in ("committed", "committed, untold"):
             kafka.commit(records, watermark)
             await kafka.at_a_moment()
@@ -135,6 +143,10 @@ class ScriptedProducer:
 
     async def close(self) -> None:
         self._used_up = True
+
+
+def poisonous_at(places: Sequence[int], records: Sequence[Record]) -> bool:
+    return any(POISON in records[place].value for place in places)
 
 
 def sequence_of(record: Record) -> int:
@@ -275,6 +287,10 @@ class PublisherModel(RuleBasedStateMachine):
     def trouble_is_ahead(self, fates: list[Fate], start_faults: list[type[KafkaLost] | None]) -> None:
         self.kafka.fates.extend(fates)
         self.kafka.start_faults.extend(start_faults)
+
+    @rule(partitions=st.integers(0, 4))
+    def records_are_spread(self, partitions: int) -> None:
+        self.kafka.partitions = partitions
 
     @rule()
     def drain(self) -> None:

@@ -48,6 +48,8 @@ class FakeKafka:
         #: Raised after the commit: the answer was lost.
         self.late_faults: deque[Exception | None] = deque()
         self.on_fault: Callable[[], None] = lambda: None
+        #: The places of so many records, batch by batch, if a refusal tells of them.
+        self.batches: Callable[[int], list[Sequence[int]]] = lambda _: []
         self.down: Exception | None = None
         self.life = 1 << 60
         self.producers: list[FakeProducer] = []
@@ -107,7 +109,11 @@ class FakeProducer:
             raise fault
         if any(POISON in record.value for record in records):
             kafka.story.append(f"refused {len(records)}")
-            raise RecordsRefused("too large")
+            refusal = RecordsRefused("too large")
+            refusal.batches = [
+                batch for batch in kafka.batches(len(records)) if any(POISON in records[place].value for place in batch)
+            ]
+            raise refusal
         kafka.story.append(f"published {len(records)}")
         kafka.committed += records
         kafka.cycles.append(list(records))
@@ -576,6 +582,52 @@ async def test_every_refused_event_among_many_is_found(
         await until(lambda: spool.depth == 0)
     assert kafka.bodies == [b"{}" if number in bad else body for number, body in enumerate(sent)]
     assert len(spool.dead) == len(bad)
+
+
+async def test_what_lies_around_a_refused_batch_is_not_searched(
+    spool: Spool, kafka: FakeKafka, make_event: MakeEvent, until: Until
+) -> None:
+    kafka.batches = lambda count: [[place] for place in range(count)]
+    bad = {0, 3, 4, 29}
+    sent = await fill(spool, [poison(make_event, it) if it in bad else make_event(it) for it in range(30)])
+    async with publishing(spool, kafka):
+        await until(lambda: spool.depth == 0)
+    assert kafka.bodies == [b"{}" if number in bad else body for number, body in enumerate(sent)]
+    assert [told for told in kafka.story if told.startswith("refused")] == ["refused 30", *["refused 1"] * len(bad)]
+
+
+async def test_a_refused_batch_whose_events_lie_apart_is_halved(
+    spool: Spool, kafka: FakeKafka, make_event: MakeEvent, until: Until
+) -> None:
+    kafka.batches = lambda count: [range(0, count, 2), *([range(1, count, 2)] if count > 1 else [])]
+    sent = await fill(spool, [poison(make_event, it) if it == 10 else make_event(it) for it in range(40)])
+    async with publishing(spool, kafka):
+        await until(lambda: spool.depth == 0)
+    assert kafka.bodies == [b"{}" if number == 10 else body for number, body in enumerate(sent)]
+    assert sum(told.startswith("refused") for told in kafka.story) <= 7
+
+
+async def test_the_largest_of_a_refused_batch_is_asked_for_alone(
+    spool: Spool, kafka: FakeKafka, make_event: MakeEvent, until: Until
+) -> None:
+    sent = await fill(spool, [poison(make_event, it) if it == 20 else make_event(it) for it in range(10, 74)])
+    async with publishing(spool, kafka):
+        await until(lambda: spool.depth == 0)
+    assert kafka.bodies == [b"{}" if b"poison" in body else body for body in sent]
+    assert [told for told in kafka.story if told.startswith("refused")] == ["refused 64", "refused 1"]
+
+
+async def test_what_passed_while_a_refused_event_was_looked_for_is_not_searched_again(
+    spool: Spool, kafka: FakeKafka, make_event: MakeEvent, until: Until
+) -> None:
+    events = [poison(make_event, it) if it in (30, 37) else make_event(it, padding=10) for it in range(10, 74)]
+    await fill(spool, events)
+    async with publishing(spool, kafka):
+        await until(lambda: spool.depth == 0)
+    assert len(spool.dead) == 2
+    searched = [int(told.split()[1]) for told in kafka.story if told.startswith("refused")]
+    second = searched.index(1) + 1
+    assert max(searched[second:]) <= 8
 
 
 async def test_an_event_is_dead_only_after_the_broker_took_something_else_right_after(
