@@ -28,8 +28,9 @@ format: $(READY)
 test-deploy: $(READY)
 	@RELAY_TEST_DEPLOY=1 RELAY_TEST_CHART="$(CHART)" $(BIN)/pytest tests/deploy
 
-# What `make test` leaves out: the guide's examples in Node and shell, AsyncAPI's own parser. Node and the packages come
-# from PyPI and npm (270 MB); kcat and jq must be there (Debian: apt-get install kcat jq).
+# What `make test` leaves out: the guide's examples in Node, shell and Flink SQL, AsyncAPI's own parser. Node and the
+# packages come from PyPI and npm (270 MB), Flink from the Maven repository (134 MB); kcat and jq must be there (Debian:
+# apt-get install kcat jq).
 test-consumers: $(READY)
 	@RELAY_TEST_CONSUMERS=1 $(BIN)/pytest tests/consumers
 

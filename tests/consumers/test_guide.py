@@ -11,6 +11,7 @@ import pytest
 from consumers.published import GUIDE, Published, Show
 
 from relay.dev.download import cache_dir, digest_of, install, read_lock
+from relay.dev.java import Java
 from relay.dev.kafka_runtime import Runtime
 from relay.event import EVENT_TYPES, DeadLetterReason
 
@@ -39,32 +40,24 @@ def test_python_rebuilds_the_conversations(events: Published, show: Show, tmp_pa
 
 
 def test_java_rebuilds_the_conversations(events: Published, show: Show, tmp_path: Path, kafka_runtime: Runtime) -> None:
-    classes = [compiled(events.write("Conversations.java", tmp_path), kafka_runtime), *kafka_runtime.jars]
-    printing = show(kafka_runtime.java.executable, "-cp", os.pathsep.join(map(str, classes)), "Conversations")
+    java, jars = kafka_runtime.java, kafka_runtime.jars
+    classes = compiled(events.write("Conversations.java", tmp_path), tmp_path / "classes", java, jars)
+    printing = show(java.executable, "-cp", class_path(classes, *jars), "Conversations")
     assert by_chat(printing.wait_for(rebuilt(events))) == events.conversations
 
 
-def compiled(source: Path, runtime: Runtime) -> Path:
-    """The folder with the classes of *source*, compiled as Java 17."""
+def compiled(source: Path, into: Path, java: Java, jars: Sequence[Path]) -> Path:
+    """The folder *into* with the classes of *source*, compiled as Java 17 with *jars* as its libraries."""
     [compiler] = install(artifacts := read_lock(ECJ), cache_dir() / f"ecj-{digest_of(artifacts)[:12]}")
-    command = [
-        runtime.java.executable,
-        "-jar",
-        compiler,
-        "-17",
-        "-proc:none",
-        "-cp",
-        os.pathsep.join(map(str, runtime.jars)),
-    ]
-    done = subprocess.run(
-        [*map(str, command), "-d", "classes", source.name],
-        cwd=source.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [java.executable, "-jar", compiler, "-17", "-proc:none", "-cp", class_path(*jars), "-d", into, source]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return source.parent / "classes"
+    return into
+
+
+def class_path(*places: Path) -> str:
+    """What Java is given to find its classes in."""
+    return os.pathsep.join(map(str, places))
 
 
 @pytest.mark.parametrize("events", ["prefix"], indirect=True)
@@ -82,7 +75,7 @@ def test_confluents_python_client_prints_the_events(events: Published, show: Sho
 def test_every_example_is_run() -> None:
     marked = re.findall(r"^```(\w+) (\S+)$", GUIDE.read_text(), re.MULTILINE)
     tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
-    assert {name for language, name in marked if language != "sql" and f'"{name}"' not in tests} == set()
+    assert {name for _, name in marked if f'"{name}"' not in tests} == set()
     assert {language for language, _ in marked} == {"python", "java", "js", "sh", "sql"}
 
 
