@@ -42,9 +42,12 @@ class _Slice:
         self.started_at = started_at
         self._buckets = [b""] * _BUCKETS
 
-    def add(self, digest: bytes, accepted_at: int) -> None:
-        age = max(0, accepted_at - self.started_at)
-        self._buckets[_bucket(digest)] += digest + age.to_bytes(_TIME_BYTES, "big")
+    def add(self, digests: bytes, accepted_at: int) -> None:
+        age = max(0, accepted_at - self.started_at).to_bytes(_TIME_BYTES, "big")
+        buckets = self._buckets
+        for start in range(0, len(digests), DIGEST_BYTES):
+            digest = digests[start : start + DIGEST_BYTES]
+            buckets[_bucket(digest)] += digest + age
 
     def accepted_at(self, digest: bytes) -> int | None:
         bucket = self._buckets[_bucket(digest)]
@@ -70,9 +73,8 @@ class DedupeMemory:
     def restore(self, digests: Iterable[tuple[int, bytes]], repeats: Mapping[bytes, Repeat], now: int) -> None:
         """Takes up what a former run remembered: when accepted, and the digests, DIGEST_BYTES each."""
         for accepted_at, joined in digests:
-            for start in range(0, len(joined), DIGEST_BYTES):
-                # That run's clock may have been ahead of this one's.
-                self._add(joined[start : start + DIGEST_BYTES], min(accepted_at, now))
+            # That run's clock may have been ahead of this one's.
+            self._add(joined, min(accepted_at, now))
         for repeat in repeats.values():
             repeat.accepted_at = min(repeat.accepted_at, now)
         self._repeats.update(sorted(repeats.items(), key=lambda item: item[1].accepted_at))
@@ -139,7 +141,7 @@ class DedupeMemory:
             dropped = oldest
         return dropped
 
-    def _add(self, digest: bytes, accepted_at: int) -> None:
+    def _add(self, digests: bytes, accepted_at: int) -> None:
         if not self._slices or accepted_at - self._slices[-1].started_at > self.window // _SLICES:
             self._slices.append(_Slice(accepted_at))
-        self._slices[-1].add(digest, accepted_at)
+        self._slices[-1].add(digests, accepted_at)
