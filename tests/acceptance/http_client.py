@@ -80,5 +80,6 @@ def read_answer(open_: socket.socket) -> Answer:
 
 def _some(open_: socket.socket) -> bytes:
     part = open_.recv(65536)
-    assert part, "the connection was closed before the answer was complete"
+    if not part:
+        raise ConnectionError("The connection was closed before the answer was complete.")
     return part

@@ -4,7 +4,6 @@ import random
 import time
 
 from acceptance.bodies import message, new_chat
-from acceptance.http_client import post
 from confluent_kafka import ElectionType, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AlterConfigOpType,
@@ -153,9 +152,7 @@ def lower_size_limit(world: World, step: Step) -> str:
         for _ in range(rng.randint(1, 3)):
             # Noise: compressed, too, it is larger than the limit.
             body = message(new_chat(), text=rng.randbytes(_LARGE // 2).hex())
-            event = world.ledger.send(Chat(), body, large=True)
-            assert post(world.relay.port, body).status == 200
-            world.ledger.answered(event)
+            world.deliver(world.relay, Chat(), body, large=True)
             sent += 1
         time.sleep(step.seconds)
         world.wait_until_recovered()

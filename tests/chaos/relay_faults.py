@@ -4,7 +4,6 @@ import random
 import time
 
 from acceptance.bodies import message, new_chat
-from acceptance.http_client import post
 from relay_process import wait_until
 
 from . import wal
@@ -64,9 +63,7 @@ def start_twin(world: World, step: Step) -> str:
     until = time.monotonic() + step.seconds
     while time.monotonic() < until:
         body = message(chat, events.sent)
-        event = world.ledger.send(events, body)
-        assert post(twin.port, body).status == 200
-        world.ledger.answered(event)
+        world.deliver(twin, events, body)
         time.sleep(0.02)
     # Both publish with one identity and throw each other out again and again; alone, each comes to its end.
     world.relay.freeze()

@@ -7,11 +7,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
+from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from acceptance.bodies import schema_uris
+from acceptance.http_client import post
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 from oracle import read_on
@@ -21,8 +23,8 @@ from relay.dev.java import reserve
 from relay.dev.kafka import LocalBroker, LocalKafka
 from relay.dev.registry import LocalRegistry
 
-from .ledger import Layout, Ledger
-from .load import Load
+from .ledger import Chat, Layout, Ledger
+from .load import GAP, Load
 from .proxy import Proxies
 from .schedule import Step
 from .syscalls import Control, compiler
@@ -230,6 +232,22 @@ class World:
         """Returns when `recovered`, by default since now."""
         since = time.monotonic() if since is None else since
         wait_until(lambda: self.recovered(since), "the relay has recovered", seconds=seconds, pause=0.05)
+
+    def deliver(self, relay: RelayProcess, chat: Chat, body: bytes, *, large: bool = False) -> None:
+        """Sends one event more, as often as it takes: there may be other faults about."""
+        event = self.ledger.send(chat, body, large=large)
+
+        def taken() -> bool:
+            try:
+                if post(relay.port, body).status == HTTPStatus.OK:
+                    return True
+            except OSError:
+                pass  # Cut off, or nobody there.
+            self.ledger.failed(event)
+            return False
+
+        wait_until(taken, "the event is taken", seconds=_SECONDS, pause=GAP)
+        self.ledger.answered(event)
 
 
 #: Does one fault to the world, undoes its cause, and returns what there is to note.
