@@ -22,7 +22,8 @@ class Found(NamedTuple):
     offset: int
     key: bytes | None
     value: bytes
-    headers: tuple[tuple[str, bytes], ...]
+    #: Others write headers without a value, too.
+    headers: tuple[tuple[str, bytes | None], ...]
 
     @property
     def place(self) -> str:

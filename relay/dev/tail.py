@@ -161,15 +161,17 @@ def as_json(record: ConsumerRecord) -> str:
 def schema_id(record: ConsumerRecord) -> int | str | None:
     """The registry's id or GUID of the schema of *record*'s value, however it is framed."""
     for name, value in record.headers:
-        if name == SCHEMA_ID_HEADER:
+        if name == SCHEMA_ID_HEADER and value is not None:
             return _guid(value)
     return unframed(record.value or b"")[0]
 
 
 def _headers(record: ConsumerRecord) -> dict[str, str]:
+    # Others write headers without a value, too.
     return {
         name: _guid(value) if name == SCHEMA_ID_HEADER else value.decode(errors="replace")
         for name, value in record.headers
+        if value is not None
     }
 
 

@@ -30,7 +30,7 @@ class Letter(NamedTuple):
     def of(cls, found: Found) -> "Letter | None":
         """None for what others wrote."""
         try:
-            headers = {name: value.decode() for name, value in found.headers}
+            headers = {name: value.decode() for name, value in found.headers if value is not None}
         except UnicodeDecodeError:
             return None
         return cls(found, headers) if headers.keys() >= set(_NAME) else None

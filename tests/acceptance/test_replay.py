@@ -187,6 +187,7 @@ def test_what_kafka_refused_and_what_others_wrote_is_left_alone(
         (body, {**name, **source, "relay_received_at": "yesterday"}),
         (body, {**name, **source, "relay_received_at": "0001-01-01T00:00:00.000+12:00"}),
         (body, {**name, **source, "ce_id": b"\xff"}),
+        (body, {**name, **source, "ce_id": None}),
         (b"{oops", {**name, **source}),
         (None, {**name, **source}),
     ]

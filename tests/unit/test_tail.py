@@ -10,7 +10,7 @@ GUID = uuid.UUID("89791762-2336-4186-9674-299b90a802e2")
 BODY = b'{"_id":"c"}'
 
 
-def record(value: bytes | None, *headers: tuple[str, bytes]) -> ConsumerRecord[bytes, bytes]:
+def record(value: bytes | None, *headers: tuple[str, bytes | None]) -> ConsumerRecord[bytes, bytes]:
     given = (("ce_type", b"chat.rocket.omnichannel.message.saved"), *headers)
     return ConsumerRecord("chats", 0, 7, 0, 0, b"c", value, None, 1, len(value or b""), given)
 
@@ -40,6 +40,12 @@ def test_what_is_no_json_is_shown_as_text() -> None:
 
 def test_a_header_of_another_client_s_form_is_shown_as_hexadecimal() -> None:
     assert schema_id(record(BODY, ("__value_schema_id", b"\x07\xff"))) == "07ff"
+
+
+def test_headers_without_a_value_are_no_obstacle() -> None:
+    shown = record(BODY, ("ce_source", None), ("__value_schema_id", None))
+    assert line(shown).endswith("0@7")
+    assert json.loads(as_json(shown))["headers"] == {"ce_type": "chat.rocket.omnichannel.message.saved"}
 
 
 def test_a_dead_letter_shows_the_reason_and_the_place_in_the_body_and_a_mark_the_letter_it_is_of() -> None:
