@@ -73,11 +73,14 @@ def registry(settings: Settings) -> Registry | None:
     def authorization() -> str | None:
         try:
             if settings.schema_registry_token:
-                return bearer(settings.schema_registry_token.read())
+                token = settings.schema_registry_token.read()
+                if not token.isascii() or not token.isprintable():
+                    raise ValueError("a token is one line of ASCII characters")
+                return bearer(token)
             if settings.schema_registry_username and settings.schema_registry_password:
                 return basic(settings.schema_registry_username, settings.schema_registry_password.read())
         except (OSError, ValueError) as error:
-            raise RegistryRefused("", f"the file with its secret cannot be read: {error}") from error
+            raise RegistryRefused("", f"its secret cannot be used: {error}") from error
         return None
 
     tls = _registry_tls(settings) if url.startswith("https:") else None

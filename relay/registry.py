@@ -36,7 +36,7 @@ COMPATIBILITY = "FORWARD_TRANSITIVE"
 _CONTENT_TYPE = "application/vnd.schemaregistry.v1+json"
 _SUBJECT_NOT_FOUND = 40401
 #: A 404 of the API's own: no subject, no such schema in it, no setting of its own.
-_MISSING = {_SUBJECT_NOT_FOUND, 40403, 40408}
+_MISSING = (_SUBJECT_NOT_FOUND, 40403, 40408)
 _NOT_PERMITTED = 42205
 _MAX_ID = (1 << 31) - 1
 _MAX_SAID = 300
@@ -221,7 +221,9 @@ class Registry:
             raise RegistryFailed(subject, f"{self.url} does not say whether it is compatible.")
         if answer["is_compatible"]:
             return None
-        return _short("; ".join(map(str, answer.get("messages") or ()))) or "the registry does not say why"
+        said = answer.get("messages")
+        text = "; ".join(map(str, said)) if isinstance(said, list) else ""
+        return _short(text) or "the registry does not say why"
 
     def _registered(self, subject: str, answer: Any) -> Registered:
         try:

@@ -100,6 +100,10 @@ def http_url(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
         raise ValueError("must be a URL that begins with http:// or https://, without ? and #")
+    try:
+        _ = parts.port, parts.hostname.encode("idna")
+    except ValueError:
+        raise ValueError("must be a URL whose host and port can be: what is between // and the next /") from None
     if parts.username or parts.password:
         raise ValueError("must not hold a password: there are settings for the user and the password")
     return text

@@ -125,8 +125,21 @@ async def test_a_secret_that_cannot_be_read_any_more_is_told_when_it_is_needed(t
     secret.write_text("sesame")
     async with registry_at("http://127.0.0.1:1", {"RELAY_SCHEMA_REGISTRY_TOKEN_FILE": str(secret)}) as client:
         secret.unlink()
-        with pytest.raises(RegistryRefused, match="file with its secret cannot be read"):
+        with pytest.raises(RegistryRefused, match=f"its secret cannot be used: .*{secret}"):
             await client.subjects()
+
+
+@pytest.mark.parametrize("token", ["first\nsecond", "sés\u0131me", "with a \x00"])
+async def test_a_token_that_can_stand_in_no_header_is_told_until_it_is_mended(tmp_path: Path, token: str) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text(token)
+    environ = {"RELAY_SCHEMA_REGISTRY_TOKEN_FILE": str(secret)}
+    async with stub_registry() as stub, registry_at(stub.url, environ) as client:
+        with pytest.raises(RegistryRefused, match="a token is one line"):
+            await client.subjects()
+        secret.write_text("sesame")
+        await client.subjects()
+    assert stub.authorizations == ["Bearer sesame"]
 
 
 def test_certificates_that_cannot_be_used_are_told_at_once() -> None:

@@ -331,6 +331,30 @@ async def test_a_proxys_page_is_no_answer(failing: FaultyProxy) -> None:
             await registry.subjects()
 
 
+@pytest.mark.parametrize(
+    "body", [b'{"error_code": [40401]}', b'{"error_code": {}, "message": {}}', b'{"error_code": "x"}']
+)
+async def test_an_error_of_another_form_counts_by_its_status(failing: FaultyProxy, body: bytes) -> None:
+    failing.fail(Answer(503, body))
+
+    async with Registry(failing.url) as registry:
+        with pytest.raises(RegistryFailed, match="503"):
+            await registry.register("s", TEXT)
+
+
+@pytest.mark.parametrize("messages", [b"5", b"null", b"[]", b'{"a": 1}'])
+async def test_an_objection_without_messages_is_one(failing: FaultyProxy, messages: bytes) -> None:
+    async with Registry(failing.url) as registry:
+        await registry.register("s", TEXT)
+        failing.fail(Answer(200, b'{"is_compatible": false, "messages": %b}' % messages), on="POST /compatibility")
+        verdict = await registry.check("s", OTHER)
+
+    assert (verdict.standing, verdict.text) == (
+        Standing.INCOMPATIBLE,
+        "would be refused: the registry does not say why",
+    )
+
+
 async def test_a_redirect_is_not_followed_and_named(failing: FaultyProxy) -> None:
     failing.fail(Answer(301, headers=(("Location", "https://elsewhere.example/subjects/s"),)))
 
