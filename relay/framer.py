@@ -41,14 +41,19 @@ class Framer:
         judge: Callable[[str, object], str | None] | None,
         *,
         enforce: bool,
+        retired: set[str] | None = None,
     ) -> None:
-        """*fingerprints* are those in force, by type; without *judge* nothing is judged."""
+        """
+        *fingerprints* are those in force, by type; without *judge* nothing is judged. To *retired* each workspace is
+        added whose events wait for an id that is not wanted: it is no longer in the settings.
+        """
         self._ids = ids
         self._topics = topics
         self._strategy = strategy
         self._fingerprints = fingerprints
         self._judge = judge
         self._enforce = enforce
+        self._retired = set() if retired is None else retired
 
     def frame(self, topic: str, event: Event) -> Frame | None:
         """The frame of an event on *topic*, or None as long as its schema's id is not known."""
@@ -57,8 +62,11 @@ class Framer:
     def settle(self, event: Event) -> Event:
         """*event*, judged by the schema in force if the one that judged it is gone."""
         current = self._fingerprints.get(event.type, "")
-        topic = self._topics.of(event.workspace, event.type)
-        if event.schema == current or not self._ids.gone(self._subject(topic, event), event.schema):
+        name = self._subject(self._topics.of(event.workspace, event.type), event)
+        if event.workspace not in self._retired and not self._ids.wants(name):
+            self._retired.add(event.workspace)
+            self._ids.look_again()
+        if event.schema == current or not self._ids.gone(name, event.schema):
             return event
         event = event._replace(schema=current, detail=None)
         if self._judge is None:

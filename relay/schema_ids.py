@@ -97,13 +97,17 @@ class SchemaIds:
             and not any(it.subject == subject and fingerprint in it.fingerprints for it in self._wanted())
         )
 
+    def wants(self, subject: str) -> bool:
+        """Whether the registry is asked for that subject."""
+        return any(it.subject == subject for it in self._wanted())
+
     async def changed(self) -> None:
         """Returns when more has become known, or the same has failed to."""
         self._changed.clear()
         await self._changed.wait()
 
     def look_again(self) -> None:
-        """Asks the registry now: there are more workspaces, so more subjects."""
+        """Asks the registry now: there may be more workspaces, so more subjects."""
         self._look.set()
 
     async def run(self) -> None:

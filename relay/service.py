@@ -64,6 +64,8 @@ class Service:
         self._fingerprints = {it.rocketchat_type: fingerprint(it.text) for it in self._schemas}
         self._registry = registry(settings)
         self._ids: SchemaIds | None = None
+        #: Workspaces that were taken out of the settings while events of theirs waited for schema ids.
+        self._retired: set[str] = set()
         self._started_at = time.time()
         self._failure: RelayError | None = None
         self._stop = asyncio.Event()
@@ -186,9 +188,14 @@ class Service:
             store,
             framing=settings.schema_framing,
             register=settings.schema_register,
-            wanted=lambda: wanted(settings.subject_strategy, self._topics, self._tokens.workspaces, self._schemas),
+            wanted=lambda: wanted(settings.subject_strategy, self._topics, self._workspaces, self._schemas),
             metrics=self._metrics,
         )
+
+    @property
+    def _workspaces(self) -> list[str]:
+        """Whose events there may be."""
+        return sorted(self._retired.union(self._tokens.workspaces))
 
     def _framer(self, ids: SchemaIds) -> Framer | None:
         if self._settings.schema_framing == "none":
@@ -196,7 +203,7 @@ class Service:
         judge = None if self._settings.schema_validation == "off" else self._schemas.judge
         enforce = self._settings.schema_validation == "enforce"
         strategy = self._settings.subject_strategy
-        return Framer(ids, self._topics, strategy, self._fingerprints, judge, enforce=enforce)
+        return Framer(ids, self._topics, strategy, self._fingerprints, judge, enforce=enforce, retired=self._retired)
 
     @asynccontextmanager
     async def _listening(self, store: Spool | MemoryQueue) -> AsyncIterator[None]:

@@ -55,12 +55,12 @@ async def running(environ: dict[str, str]) -> AsyncIterator[Service]:
             await task
 
 
-async def post(service: Service, body: bytes = MESSAGE, token: str = TOKEN) -> int:
+async def post(service: Service, body: bytes = MESSAGE, token: str = TOKEN, path: str = "") -> int:
     """The status of the answer to a delivery."""
     headers = {"X-RocketChat-Livechat-Token": token}
     async with (
         aiohttp.ClientSession() as session,
-        session.post(f"http://127.0.0.1:{service.ports[0]}/rocketchat", data=body, headers=headers) as response,
+        session.post(f"http://127.0.0.1:{service.ports[0]}/rocketchat{path}", data=body, headers=headers) as response,
     ):
         return response.status
 

@@ -4,7 +4,7 @@ import asyncio
 import json
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from kafka_for_tests import FoundKafka
 from registry_for_tests import registry_says, stub_registry
 from service_for_tests import TOKEN, ask, post, process_as_it_was, running
 
-from relay import schema_ids
+from relay import auth, schema_ids
 from relay.dev.chats import conversation
 from relay.framing import unframed
 from relay.registry import Registry
@@ -218,6 +218,38 @@ async def test_without_a_disk_nothing_is_accepted_until_the_registry_comes_and_t
         assert await post(service, MESSAGE) == 200
 
     assert [unframed(value(record))[1] for record in await landed(environ)] == [MESSAGE]
+
+
+@pytest.mark.parametrize("restart", [False, True], ids=["while it runs", "before a restart"])
+async def test_events_of_a_workspace_that_is_taken_out_of_the_settings_hold_nothing_up(
+    environ: dict[str, str], proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restart: bool
+) -> None:
+    monkeypatch.setattr(auth, "RELOAD_SECONDS", 0)
+    workspaces = tmp_path / "workspaces"
+    workspaces.mkdir()
+    (workspaces / "leaving").write_text("leaving")
+    environ |= {"RELAY_WORKSPACES_DIR": str(workspaces), "RELAY_TOPIC": f"{environ['RELAY_TOPIC']}.{{workspace}}"}
+    environ |= {"RELAY_DEAD_LETTER_TOPIC": "dead"}
+    await proxy.refuse()
+    async with AsyncExitStack() as relays:
+        service = await relays.enter_async_context(relay(environ))
+        await service.connected()  # So that the topics are there.
+        assert await post(service, MESSAGE, "leaving", "/leaving") == 200
+        await send(service, CHAT)
+        await until(lambda: errors(service))
+        (workspaces / "leaving").unlink()
+        if restart:
+            await relays.aclose()
+            service = await relays.enter_async_context(relay(environ))
+        else:
+            assert await post(service, MESSAGE, "leaving", "/leaving") == 401
+        await proxy.listen()
+        await published(service)
+
+    leaving, default = (environ["RELAY_TOPIC"].replace("{workspace}", name) for name in ("leaving", "default"))
+    for topic, bodies in ((leaving, [MESSAGE]), (default, CHAT)):
+        decoded = await asyncio.to_thread(decode, environ, await landed(environ, topic))
+        assert decoded == [json.loads(body) for body in bodies]
 
 
 # --- While the registry refuses ---
