@@ -17,7 +17,7 @@ check: $(READY)
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy --no-error-summary
-	@$(BIN)/pytest -q tests/test_layering.py
+	@$(BIN)/pytest -q tests/test_layering.py tests/test_docs.py tests/unit/test_asyncapi.py
 
 format: $(READY)
 	@$(BIN)/ruff format --quiet .
