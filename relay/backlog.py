@@ -56,6 +56,8 @@ class Backlog:
 
     def add(self, entries: Sequence[Entry]) -> None:
         """Takes up events that have just been stored."""
+        if not self.depth:
+            self._oldest_received_at = entries[0][1].received_at
         self._keep(entries)
         self._untaken += len(entries)
         if self._arrived and not self._arrived.done() and self._untaken >= self._wanted:

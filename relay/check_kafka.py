@@ -14,6 +14,10 @@ from relay.rights import TopicRights
 
 _TIMEOUT = 30.0
 _IN_SYNC = "min.insync.replicas"
+_OLDEST = "message.timestamp.before.max.ms"
+#: Kafka's default: the largest number that it takes.
+_ANY_AGE = 2**63 - 1
+_LONGEST_WAIT_MS = 30 * 24 * 3600 * 1000
 
 
 async def kafka_findings(settings: Settings, topics: Sequence[str]) -> list[Finding]:
@@ -141,6 +145,11 @@ def _config_faults(settings: Settings, name: str, topic: Topic, config: dict[str
         return
     if "compact" in policy:
         yield f"cleanup.policy={policy} keeps one record a chat: {_set(settings, name, 'cleanup.policy', 'delete')}"
+    if (oldest := int(config.get(_OLDEST, _ANY_AGE))) < _LONGEST_WAIT_MS:
+        yield (
+            f"{_OLDEST}={oldest} refuses events that waited longer in the spool, and all behind them wait: "
+            f"{_set(settings, name, _OLDEST, _ANY_AGE)}"
+        )
     limit, needed = int(config.get("max.message.bytes", "1048588")), settings.max_body_bytes + RECORD_OVERHEAD
     if limit < needed:
         raised = _set(settings, name, "max.message.bytes", needed)

@@ -7,6 +7,8 @@ What looks odd here is there because something failed without it:
 * After any error a producer refuses good records for the rest of its life. So it is closed and never used again.
 * aiokafka's own `stop` waits for ever when the broker is gone. So `close` takes the producer apart itself; that needs
   private attributes, and pyproject.toml holds aiokafka to the version that has them.
+
+Longer than other modules: what a transaction does, and how it is given up, are to be read together.
 """
 
 import asyncio
@@ -36,10 +38,14 @@ TRANSACTION_TIMEOUT_MS = 30_000
 MAX_BATCH_BYTES = 256 << 10
 #: A producer's sequence numbers wrap at 2^31, and aiokafka's go wrong there.
 MAX_RECORDS = 1_000_000_000
+#: Not by the key's hash: that is another one once the topic has been given more partitions.
+_WATERMARK_PARTITION = 0
 _CLOSE_TIMEOUT = _EXPLAIN_TIMEOUT = 5.0
 _EXPLAIN_TRIES = 10
 #: What aiokafka builds, and the places of its records among those that are published.
 _Batch = tuple[Any, list[int]]
+#: The places of a batch's records, its topic and its partition.
+_Sent = tuple[list[int], str | None, int]
 _WATERMARK_CONFIG = {"cleanup.policy": "compact", "segment.bytes": str(16 << 20), "min.cleanable.dirty.ratio": "0.1"}
 
 
@@ -112,9 +118,7 @@ class Producer:
         if self._plan.watermarks is None:
             return None
         # Not before start: only that makes the last transaction's outcome final.
-        return await self._cluster.read_watermark(
-            self._plan.watermarks, self._partition(self._plan.watermarks, self._key), self._key
-        )
+        return await self._cluster.read_watermark(self._plan.watermarks, _WATERMARK_PARTITION, self._key)
 
     def _delivery_options(self) -> dict[str, Any]:
         if not self.transactional:
@@ -149,13 +153,13 @@ class Producer:
             await producer.begin_transaction()
         if self._plan.watermarks is not None and watermark is not None:
             await self._send_watermark(producer, self._plan.watermarks, watermark)
-        sent: list[list[int]] = [[] for _ in futures]
+        sent: list[_Sent] = [([], self._plan.watermarks, _WATERMARK_PARTITION) for _ in futures]
         for (batch, places), topic, partition in self._batches(producer, records):
             batch.close()
             futures.append(await producer.send_batch(batch, topic, partition=partition))
-            sent.append(places)
+            sent.append((places, topic, partition))
         outcomes = zip(await asyncio.gather(*futures, return_exceptions=True), sent, strict=True)
-        if failures := [(outcome, places) for outcome, places in outcomes if isinstance(outcome, BaseException)]:
+        if failures := [(outcome, batch) for outcome, batch in outcomes if isinstance(outcome, BaseException)]:
             raise _failure(failures)
         if self.transactional:
             await producer.commit_transaction()
@@ -166,7 +170,7 @@ class Producer:
         batch = producer.create_batch()
         batch.append(key=self._key, value=watermark.encode(), timestamp=None)
         batch.close()
-        self._futures.append(await producer.send_batch(batch, topic, partition=self._partition(topic, self._key)))
+        self._futures.append(await producer.send_batch(batch, topic, partition=_WATERMARK_PARTITION))
 
     def _batches(self, producer: AIOKafkaProducer, records: Sequence[Record]) -> list[tuple[_Batch, str, int]]:
         batches: defaultdict[tuple[str, int], list[_Batch]] = defaultdict(list)
@@ -267,13 +271,14 @@ class Producer:
                 future.exception()  # Retrieved: nobody else will, and asyncio would complain.
 
 
-def _failure(failures: Sequence[tuple[BaseException, list[int]]]) -> KafkaLost:
+def _failure(failures: Sequence[tuple[BaseException, _Sent]]) -> KafkaLost:
     # A right that is missing to one topic fails the others as well, with errors that say less.
-    error = next((error for error, _ in failures if meaning_of(error) is KafkaDenied), failures[0][0])
-    failure = translation("publishing", error)
+    told = next((failure for failure in failures if meaning_of(failure[0]) is KafkaDenied), failures[0])
+    error, (_, topic, partition) = told
+    failure = translation(f"publishing to {topic} partition {partition}", error)
     failure.__cause__ = error
     if isinstance(failure, RecordsRefused):
-        failure.batches = [places for error, places in failures if places and meaning_of(error) is RecordsRefused]
+        failure.batches = [places for error, (places, *_) in failures if places and meaning_of(error) is RecordsRefused]
     return failure
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from relay.batch import Entry
-from relay.errors import Fenced, KafkaLost, RecordsRefused, RelayError
+from relay.errors import Fenced, KafkaLost, KafkaTimeout, RecordsRefused, RelayError
 from relay.event import DeadLetterReason, Event
 from relay.metrics import Metrics
 from relay.record import Record, RecordMaker
@@ -117,7 +117,7 @@ class Publisher:
         self._framer = framer
         #: Taken and not yet published.
         self._hand: list[Entry] = []
-        #: The sequences before which a cycle ends, while those in hand that the broker refuses are looked for.
+        #: The sequences before which a cycle ends, after those in hand were too much, or one of them was refused.
         self._cuts: set[int] = set()
         #: Whether the last cycle was full: the next one does not wait for more.
         self._behind = False
@@ -199,6 +199,10 @@ class Publisher:
         records = [self._record(entry) for entry in entries]
         try:
             await producer.publish(records, self._source.watermark(entries[-1][0]))
+        except KafkaTimeout:
+            # It may have been too much for the time there is.
+            self._cuts.add(entries[len(entries) // 2][0])
+            raise
         except RecordsRefused as error:
             await producer.close()
             if len(entries) > 1:

@@ -247,10 +247,11 @@ class Spool:
 
     def resume(self, watermark: Watermark | None) -> int:
         """Up to which sequence events are on Kafka, after *watermark* was found there."""
+        last = self._next - 1
         if watermark is not None:
             # Sequences stay unique for those who read them on the topics, also if the file was restored from a copy.
             self._next = max(self._next, watermark.sequence + 1)
-        return self._history.covered(watermark, self._published_upto)
+        return self._history.covered(watermark, self._published_upto, last)
 
     async def close(self) -> None:
         """Writes what is still to be written, and closes the file."""

@@ -79,6 +79,8 @@ class History:
         """*stored* is what the file knows; a new run begins, which will give *first_sequence*."""
         self._runs = [*stored, Run(first_sequence, str(uuid.uuid4()))]
         self._told_lost = False
+        #: Of what this spool gave, but for the memory of it, when its machine was set back.
+        self._undone: Watermark | None = None
 
     @property
     def run(self) -> Run:
@@ -89,10 +91,10 @@ class History:
         """What to write to Kafka with the events up to *sequence*."""
         return Watermark.at(sequence, self._runs)
 
-    def covered(self, watermark: Watermark | None, published: int) -> int:
+    def covered(self, watermark: Watermark | None, published: int, last: int) -> int:
         """
         Up to which sequence events are on Kafka, after *watermark* was found there, or none was; 0 if none is known to
-        be. The file itself knows it of those up to *published*.
+        be. The file itself knows it of those up to *published*, and *last* is the last sequence that was given.
         """
         if watermark is None:
             if published and not self._told_lost:
@@ -106,6 +108,17 @@ class History:
                 )
             return 0
         covered = watermark.covers(self._runs)
+        if covered > last or watermark == self._undone:
+            self._undone = watermark
+            log.error(
+                "Kafka has events up to sequence %d of this spool, which has given %d at most: its machine was set "
+                "back to an earlier moment while the relay ran. Events that were published in between may be "
+                "published a second time.",
+                watermark.sequence,
+                last,
+                extra={"action": "spool_set_back"},
+            )
+            return published
         if covered < watermark.sequence:
             log.error(
                 "Kafka has events up to sequence %d of this spool, which shares their history up to %d only: "

@@ -51,13 +51,15 @@ async def test_settings_of_topics_that_do_not_fit_are_mended_by_what_it_says(
     kafka: FoundKafka, settings: Settings, kafka_runtime: Runtime
 ) -> None:
     kafka.create_topics(settings.topic, config={"cleanup.policy": "compact"})
-    kafka.create_topics(settings.dead_letter_topic, config={"max.message.bytes": "1000"})
+    refusing = {"max.message.bytes": "1000", "message.timestamp.before.max.ms": "3600000"}
+    kafka.create_topics(settings.dead_letter_topic, config=refusing)
     kafka.create_topics(settings.watermark_topic, config={"cleanup.policy": "compact,delete"})
     found = await failures(settings)
     assert {(it.subject.removeprefix("topic "), it.text.partition("=")[0]) for it in found} == {
         (settings.topic, "cleanup.policy"),
         (settings.topic, "max.message.bytes"),
         (settings.dead_letter_topic, "max.message.bytes"),
+        (settings.dead_letter_topic, "message.timestamp.before.max.ms"),
         (settings.watermark_topic, "cleanup.policy"),
     }
 

@@ -60,11 +60,7 @@ _COMMIT = """\
 
     @property
 """
-_READ_WATERMARK = """\
-self._cluster.read_watermark(
-            self._plan.watermarks, self._partition(self._plan.watermarks, self._key), self._key
-        )
-"""
+_READ_WATERMARK = "self._cluster.read_watermark(self._plan.watermarks, _WATERMARK_PARTITION, self._key)\n"
 
 MUTANTS = (
     Mutant(
@@ -112,10 +108,10 @@ MUTANTS = (
             Edit(
                 "kafka.py",
                 """\
-        if failures := [outcome for outcome in outcomes if isinstance(outcome, BaseException)]:
+        if failures := [(outcome, batch) for outcome, batch in outcomes if isinstance(outcome, BaseException)]:
 """,
                 """\
-        if failures := [outcome for outcome in outcomes if outcome is None]:
+        if failures := [(outcome, batch) for outcome, batch in outcomes if outcome is None]:
 """,
             )
         ],

@@ -52,6 +52,8 @@ class FakeKafka:
         self.batches: Callable[[int], list[Sequence[int]]] = lambda _: []
         self.down: Exception | None = None
         self.life = 1 << 60
+        #: Records that there is time for in one transaction.
+        self.most = 1 << 60
         self.producers: list[FakeProducer] = []
         self.story: list[str] = []
 
@@ -107,6 +109,8 @@ class FakeProducer:
         if fault is not None:
             kafka.on_fault()
             raise fault
+        if len(records) > kafka.most:
+            raise KafkaTimeout
         if any(POISON in record.value for record in records):
             kafka.story.append(f"refused {len(records)}")
             refusal = RecordsRefused("too large")
@@ -314,6 +318,16 @@ async def test_a_producer_that_is_spent_is_replaced_without_a_fuss(
 
 
 # --- When Kafka is lost. ---
+
+
+async def test_what_kafka_has_no_time_for_is_published_in_smaller_parts(
+    spool: Spool, kafka: FakeKafka, make_event: MakeEvent, until: Until
+) -> None:
+    kafka.most = 7
+    sent = await fill(spool, [make_event(number) for number in range(50)])
+    async with publishing(spool, kafka):
+        await until(lambda: spool.depth == 0)
+    assert kafka.bodies == sent
 
 
 @pytest.mark.parametrize("fault", [KafkaTimeout, KafkaUnreachable, Fenced, TopicsMissing, KafkaLost])
@@ -799,7 +813,7 @@ async def test_what_is_published_is_counted_by_topic_reason_and_type(
     assert value("relay_events_dead_lettered_total", {"reason": "unknown_type"}) == 1
     assert value("relay_events_dead_lettered_total", {"reason": "schema"}) == 1
     assert value("relay_events_invalid_total", {"type": "Message"}) == 1
-    assert value("relay_publish_duration_seconds_count") == 1
+    assert value("relay_publish_duration_seconds_count") == 2  # Halved after the timeout.
     assert value("relay_end_to_end_duration_seconds_count") == 5
     assert value("relay_publish_errors_total", {"error": "timeout"}) == 1
     assert value("relay_producer_restarts_total") == 1

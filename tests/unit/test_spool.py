@@ -596,6 +596,16 @@ async def test_depth_and_age_tell_of_what_is_not_published(spool: Spool, make_ev
     assert (spool.depth, spool.oldest_age) == (0, 0.0)
 
 
+async def test_the_age_of_a_backlog_that_memory_does_not_hold_is_known_before_anything_is_published(
+    spool: Spool, make_event: MakeEvent
+) -> None:
+    now = time.time_ns() // 1_000_000
+    for number in range(3):
+        padding = backlog_module.MEMORY_BYTES // 2
+        await spool.append(make_event(number, received_at=now - 60_000 + number, padding=padding))
+    assert 60 <= spool.oldest_age < 65
+
+
 async def test_the_age_of_a_backlog_is_known_after_a_restart(path: Path, make_event: MakeEvent) -> None:
     async with opened(path) as spool:
         await spool.append(make_event(1, received_at=time.time_ns() // 1_000_000 - 60_000))
@@ -907,6 +917,27 @@ async def test_the_watermark_of_another_spool_covers_nothing(
     async with opened(tmp_path / "other.db") as other:
         await other.append(make_event())
         assert spool.resume(other.watermark(1)) == 0
+
+
+async def test_what_a_machine_that_was_set_back_accepts_is_published_whatever_kafka_has(
+    spool: Spool, make_event: MakeEvent, caplog: pytest.LogCaptureFixture
+) -> None:
+    await spool.append(make_event(1))
+    (first,) = await take_all(spool)
+    spool.published(first[0])
+    # From a time that this machine knows nothing of.
+    undone = spool.watermark(first[0])._replace(sequence=first[0] + 5)
+    for number in range(2, 5):
+        await spool.append(make_event(number))
+    assert spool.resume(undone) == first[0]
+    assert "spool_set_back" in [getattr(record, "action", "") for record in caplog.records]
+    for number in range(5, 15):
+        await spool.append(make_event(number))
+    assert spool.resume(undone) == first[0]
+
+    last = (await take_all(spool))[-1][0]
+    assert last > undone.sequence
+    assert spool.resume(spool.watermark(last)) == last
 
 
 async def test_a_restored_copy_skips_what_both_published_and_nothing_else(
