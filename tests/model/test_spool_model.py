@@ -12,8 +12,8 @@ import json
 import os
 import sqlite3
 import tempfile
-from collections.abc import Awaitable, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Awaitable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -37,7 +37,6 @@ from relay.watermark import Watermark
 T = TypeVar("T")
 #: Where there is one, a disk in memory: thousands of fsyncs, of which nothing here depends.
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-MAX_BYTES = 400_000
 WINDOW = 300.0
 #: What is delivered, by type and size: few bodies, so that many deliveries are retries and repeats.
 BODIES = [("Message", 0), ("Message", 3_000), ("Message", 60_000), ("LeadCapture", 0), ("LivechatEdit", 2_000)]
@@ -74,6 +73,8 @@ class Remembered:
 
 class SpoolModel(RuleBasedStateMachine):
     """Each rule does something to the spool and to the model, and compares the two."""
+
+    max_bytes = 400_000
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,7 +126,7 @@ class SpoolModel(RuleBasedStateMachine):
         if crash.came_too_late:
             self.accept(stored)
             stored = []
-        self.recover(crash, under_way=stored)
+        self.accept(self.recover(crash, under_way=stored))
 
     @precondition(lambda self: self.trimmed < self.published)
     @rule(moment=moments)
@@ -152,25 +153,30 @@ class SpoolModel(RuleBasedStateMachine):
     def open(self, path: Path) -> None:
         self.path = path
         metrics = Metrics(CollectorRegistry())
-        self.spool = self.do(Spool.open(path, max_bytes=MAX_BYTES, dedupe_seconds=WINDOW, metrics=metrics))
+        self.spool = self.do(Spool.open(path, max_bytes=self.max_bytes, dedupe_seconds=WINDOW, metrics=metrics))
         self.taken = self.published
         for digest, known in self.remembered.items():
             if known.answered is None or known.occurrence == 1:
                 self.remembered[digest] = replace(known, latest=max(known.latest, self.now))
 
-    def recover(self, crash: "Crash", under_way: list[Event]) -> None:
-        """Goes on with what a crash left."""
+    def recover(self, crash: "Crash", under_way: Sequence[Event]) -> Sequence[Event]:
+        """Goes on with what a crash left; returns what was under way if it has happened, all of it."""
         crash.happen()
         self.close()
         for digest, known in self.remembered.items():
             self.remembered[digest] = replace(known, answered=None if known.answered is not False else False)
         self.open(crash.path)
-        self.compare_files(under_way)
+        return self.compare_files(under_way)
 
-    def compare_files(self, under_way: list[Event]) -> None:
+    def compare_files(self, under_way: Sequence[Event]) -> Sequence[Event]:
         with closing(sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)) as connection:
-            query = "SELECT received_at FROM events, published WHERE events.sequence > published.sequence ORDER BY 1"
-            found = [received_at for (received_at,) in connection.execute(query)]
+            found = [
+                received_at
+                for (received_at,) in connection.execute(
+                    "SELECT received_at FROM events, published WHERE events.sequence > published.sequence"
+                    " ORDER BY events.sequence"
+                )
+            ]
         possible = {
             (mark, len(more)): [event.received_at for event in [*self.events[mark:], *more]]
             for mark in range(self.trimmed, self.published + 1)
@@ -179,7 +185,7 @@ class SpoolModel(RuleBasedStateMachine):
         assert found in possible.values()
         (self.published, there) = next(place for place, expected in possible.items() if expected == found)
         self.taken = self.trimmed = self.published
-        self.accept(under_way[:there])
+        return under_way[:there]
 
     def close(self) -> None:
         self.do(self.spool_.close())
@@ -197,34 +203,33 @@ class SpoolModel(RuleBasedStateMachine):
     # --- What handlers do. ---
 
     @rule(which=deliveries)
-    def append(self, which: list[int]) -> None:
+    def append(self, which: Sequence[int]) -> None:
         self.accept(self.deliver(which))
 
     @rule(which=deliveries, moment=moments)
     def append_while_the_disk_fails(self, which: list[int], moment: int) -> None:
-        countdown = itertools.count(-moment)
-
-        def fail() -> None:
-            if next(countdown) >= 0:
-                raise sqlite3.OperationalError("disk I/O error")
-
-        with at_each_moment(fail):
+        with disk_failing_from(moment):
             self.accept(self.deliver(which))
 
     def deliver(self, which: Sequence[int]) -> list[Event]:
         """Appends these bodies at once and judges what comes of it; returns the events that were stored."""
         events = [self.event(body) for body in which]
+        room = self.room
+        return self.judge(events, self.do(self.append_all(events)), room)
+
+    @property
+    def room(self) -> int:
+        return self.max_bytes - self.spool_.used_bytes
+
+    async def append_all(self, events: Sequence[Event]) -> Sequence[object]:
         spool = self.spool_
-        room = MAX_BYTES - spool.used_bytes
+        outcomes = await asyncio.gather(*(spool.append(event) for event in events), return_exceptions=True)
+        if any(isinstance(outcome, SpoolFull) for outcome in outcomes):
+            # That began a trim, whose end nobody waits for.
+            await asyncio.gather(spool.remember([]), return_exceptions=True)
+        return outcomes
 
-        async def append_all() -> Sequence[object]:
-            outcomes = await asyncio.gather(*(spool.append(event) for event in events), return_exceptions=True)
-            if any(isinstance(outcome, SpoolFull) for outcome in outcomes):
-                # That began a trim, whose end nobody waits for.
-                await asyncio.gather(spool.remember([]), return_exceptions=True)
-            return outcomes
-
-        outcomes = self.do(append_all())
+    def judge(self, events: Sequence[Event], outcomes: Sequence[object], room: int) -> list[Event]:
         new: dict[bytes, Event] = {}
         for event, outcome in zip(events, outcomes, strict=True):
             known = self.remembered.get(event.digest)
@@ -340,9 +345,22 @@ class SpoolModel(RuleBasedStateMachine):
 
     def event(self, body: int) -> Event:
         """A delivery of that body; told from others of the same body by when it was received."""
-        type_, size = BODIES[body]
+        type_, size = BODIES[body % len(BODIES)]
         payload = {"_id": "chat", "type": type_, "number": body, "padding": "x" * size}
         return Event.of(Delivery("default", json.dumps(payload).encode(), next(self.numbers)), payload)
+
+
+@contextmanager
+def disk_failing_from(moment: int) -> Iterator[None]:
+    """All that is written from the how-manieth statement on fails."""
+    countdown = itertools.count(-moment)
+
+    def fail() -> None:
+        if next(countdown) >= 0:
+            raise sqlite3.OperationalError("disk I/O error")
+
+    with at_each_moment(fail):
+        yield
 
 
 class Crash:

@@ -40,6 +40,7 @@ class Mutant:
 _STORE, _SPOOL = "tests/unit/test_store.py", "tests/unit/test_spool.py"
 _PUBLISHER, _POWER = "tests/unit/test_publisher.py", "tests/unit/test_power_loss.py"
 _SPOOL_MODEL = "tests/model/test_spool_model.py::TestSpoolModel"
+_REQUEUE_MODEL = "tests/model/test_requeue_model.py::TestRequeueModel"
 _PUBLISHER_MODEL = "tests/model/test_publisher_model.py::TestPublisherModel"
 _KAFKA, _PUBLISHING = "tests/integration/test_kafka.py", "tests/integration/test_publishing.py"
 _CRASH, _FSYNC = "tests/acceptance/test_crash.py", "tests/acceptance/test_fsync.py"
@@ -55,6 +56,12 @@ _DIGESTS = """\
             if change.digests:
                 execute("INSERT INTO digests VALUES (?, ?, ?)", (change.published, change.accepted_at, change.digests))
 """
+_NO_MORE_DEAD = """\
+        gone = [(sequence,) for sequence in change.requeued.values()]
+        connection.executemany("DELETE FROM dead WHERE sequence = ?", gone)
+        connection.executemany("DELETE FROM requests WHERE sequence = ?", gone)
+"""
+_BEGIN = '        execute("BEGIN IMMEDIATE")\n        if change.probe_bytes'
 _COMMIT = """\
         execute("COMMIT")
 
@@ -178,11 +185,7 @@ MUTANTS = (
         "the dedupe row is written before the event's transaction",
         [
             Edit("store.py", _REPEATS, ""),
-            Edit(
-                "store.py",
-                '        execute("BEGIN IMMEDIATE")\n        if change.probe_bytes',
-                f'{_REPEATS}        execute("BEGIN IMMEDIATE")\n        if change.probe_bytes',
-            ),
+            Edit("store.py", _BEGIN, f"{_REPEATS}{_BEGIN}"),
         ],
         [
             f"{_STORE}::test_a_crash_between_any_two_statements_leaves_a_change_whole_or_not_at_all",
@@ -224,6 +227,41 @@ MUTANTS = (
             _PUBLISHER_MODEL,
             f"{_PUBLISHING}::test_several_refused_events_are_all_found",
         ],
+    ),
+    Mutant(
+        "a requeued event stays dead",
+        [Edit("store.py", _NO_MORE_DEAD, "")],
+        [
+            f"{_SPOOL}::test_a_requeued_event_is_in_the_file_with_its_return_and_no_more_dead",
+            _REQUEUE_MODEL,
+        ],
+    ),
+    Mutant(
+        "a requeued event is taken out of the dead before the transaction of its return",
+        [
+            Edit("store.py", _NO_MORE_DEAD, ""),
+            Edit("store.py", _BEGIN, f"{_NO_MORE_DEAD}{_BEGIN}"),
+        ],
+        [_REQUEUE_MODEL],
+    ),
+    Mutant(
+        "a requeued event is taken out of the dead after the transaction of its return",
+        [
+            Edit("store.py", _NO_MORE_DEAD, ""),
+            Edit("store.py", _COMMIT, _COMMIT.replace("\n", f"\n{_NO_MORE_DEAD}", 1)),
+        ],
+        [_REQUEUE_MODEL],
+    ),
+    Mutant(
+        "a requeued event is remembered as a new delivery",
+        [
+            Edit(
+                "store.py",
+                "[event for sequence, event in self.entries if sequence not in self.requeued]",
+                "[event for _, event in self.entries]",
+            )
+        ],
+        [f"{_SPOOL}::test_the_dedupe_memory_knows_nothing_of_a_requeue", _REQUEUE_MODEL],
     ),
     Mutant(
         "an event is judged while Kafka takes nothing at all",
