@@ -4,6 +4,10 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
+
+from confluent_kafka import admin
+from relay_process import wait_until
 
 from relay.dev.kafka import LocalKafka
 from relay.dev.kafka_requests import create_topics, serving_brokers
@@ -61,3 +65,19 @@ def find_kafka(local_runtime: Callable[[], Runtime]) -> Iterator[FoundKafka]:
 def _on_this_machine(runtime: Callable[[], Runtime]) -> Iterator[str]:
     with LocalKafka(runtime=runtime()) as kafka:
         yield kafka.bootstrap_servers
+
+
+def set_topic_config(servers: str, topic: str, name: str, value: str) -> None:
+    """Gives a setting of a topic another value; returns when the broker says that it has it."""
+    known: Any = admin  # Not all of it is declared.
+    client = known.AdminClient({"bootstrap.servers": servers})
+    entry = known.ConfigEntry(name, value, incremental_operation=known.AlterConfigOpType.SET)
+    changed = known.ConfigResource(known.ResourceType.TOPIC, topic, incremental_configs=[entry])
+    for future in client.incremental_alter_configs([changed]).values():
+        future.result(30)
+
+    def is_set() -> bool:
+        (described,) = client.describe_configs([known.ConfigResource(known.ResourceType.TOPIC, topic)]).values()
+        return bool(described.result(30)[name].value == value)
+
+    wait_until(is_set, f"{name} of {topic} is {value}")

@@ -10,10 +10,7 @@ import pytest
 from acceptance.bodies import message, new_chat
 from acceptance.conftest import MakeRelay
 from acceptance.http_client import post
-from confluent_kafka.admin import AdminClient
-from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, ConfigResource
-from confluent_kafka.admin._resource import ResourceType
-from kafka_for_tests import FoundKafka
+from kafka_for_tests import FoundKafka, set_topic_config
 from oracle import Landed, Sent, judge, read_topics
 from relay_process import RelayProcess, run_relay, wait_until
 
@@ -31,19 +28,7 @@ def relay_with_a_low_limit(kafka: FoundKafka | LocalKafka, make_relay: MakeRelay
 
 def raise_the_limit(kafka: FoundKafka | LocalKafka, relay: RelayProcess) -> None:
     """Mends the cause: from now on the topic takes what it refused."""
-    topic = relay.settings["RELAY_TOPIC"]
-    entry = ConfigEntry("max.message.bytes", str(1 << 24), incremental_operation=AlterConfigOpType.SET)
-    admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
-    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
-    for altered in admin.incremental_alter_configs([resource]).values():
-        altered.result(30)
-
-    def is_raised() -> bool:
-        asked = ConfigResource(ResourceType.TOPIC, topic)
-        (described,) = admin.describe_configs([asked]).values()
-        return bool(described.result(30)["max.message.bytes"].value == str(1 << 24))
-
-    wait_until(is_raised, "the limit is raised")
+    set_topic_config(kafka.bootstrap_servers, relay.settings["RELAY_TOPIC"], "max.message.bytes", str(1 << 24))
 
 
 def too_large(chat: str, number: int) -> bytes:

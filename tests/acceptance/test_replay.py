@@ -18,7 +18,7 @@ from acceptance.conftest import MakeRelay, OwnKafka
 from acceptance.http_client import post
 from acceptance.kafka_proxy import END_TXN, FETCH, INIT_PRODUCER_ID, LIST_OFFSETS, KafkaProxy
 from confluent_kafka import Producer, admin
-from kafka_for_tests import FoundKafka
+from kafka_for_tests import FoundKafka, set_topic_config
 from oracle import Landed, Sent, judge, read_topics
 from relay_process import RelayProcess, run_relay, wait_until
 
@@ -218,7 +218,7 @@ def test_an_event_without_a_topic_and_one_that_kafka_refuses_hold_up_no_other(
     relay.wait_until_drained()
     relay.kill()
     saved = f"{topic_name}.message.saved"
-    set_config(kafka.bootstrap_servers, saved, "max.message.bytes", "100000")
+    set_topic_config(kafka.bootstrap_servers, saved, "max.message.bytes", "100000")
     relay.settings |= {"RELAY_SCHEMAS_DIR": fixed, "RELAY_KAFKA_COMPRESSION": "none"}
 
     told = replay(relay, code=1)
@@ -226,20 +226,11 @@ def test_an_event_without_a_topic_and_one_that_kafka_refuses_hold_up_no_other(
     assert (told["replayed"], told["left"]) == (20, {"refused": 1, "schema": 1})
     assert "relay: " not in told["said"]
     assert [it.value for it in read_topics(kafka.bootstrap_servers, saved)] == [it for it in bodies if it != big]
-    set_config(kafka.bootstrap_servers, saved, "max.message.bytes", "1000000")
+    set_topic_config(kafka.bootstrap_servers, saved, "max.message.bytes", "1000000")
     relay.settings["RELAY_TOPIC"] = f"{topic_name}.elsewhere"
     assert replay(relay, code=1)["left"] == {"no_topic": 1, "schema": 1}
     relay.settings["RELAY_TOPIC"] = saved
     assert replay(relay)["replayed"] == 1
-
-
-def set_config(servers: str, topic: str, name: str, value: str) -> None:
-    known: Any = admin  # Not all of it is declared.
-    entry = known.ConfigEntry(name, value, incremental_operation=known.AlterConfigOpType.SET)
-    resource = known.ConfigResource(known.ResourceType.TOPIC, topic, incremental_configs=[entry])
-    client = known.AdminClient({"bootstrap.servers": servers})
-    for future in client.incremental_alter_configs([resource]).values():
-        future.result(30)
 
 
 @pytest.mark.parametrize(

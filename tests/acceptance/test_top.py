@@ -2,15 +2,11 @@
 
 import json
 import os
-import pty
 import re
-import select
 import signal
-import subprocess
 import sys
-import termios
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +17,7 @@ from acceptance.conftest import MakeRelay
 from acceptance.http_client import post
 from kafka_for_tests import FoundKafka
 from relay_process import RelayProcess, run_relay, wait_until
+from terminal import Terminal
 
 #: Nobody listens there.
 NOWHERE = "127.0.0.1:1"
@@ -35,49 +32,13 @@ def cut_off(tmp_path: Path) -> Iterator[RelayProcess]:
     relay.close()
 
 
-class Top:
+def top(relay: RelayProcess, columns: int = 80, **environ: str) -> Terminal:
     """`relay top` in a terminal of its own."""
-
-    def __init__(self, relay: RelayProcess, environ: Mapping[str, str], columns: int) -> None:
-        self._terminal, other_end = pty.openpty()
-        termios.tcsetwinsize(other_end, (24, columns))
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
-        inherited.pop("NO_COLOR", None)
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "relay", "top", "--interval", "0.2"],
-            env={**inherited, "RELAY_ADMIN_PORT": str(relay.admin_port), "TERM": "xterm", **environ},
-            stdin=other_end,
-            stdout=other_end,
-            stderr=other_end,
-        )
-        os.close(other_end)
-        self.written = b""
-
-    def shows(self, text: str) -> bool:
-        """Whether *text* has been written since it was last asked whether something shows."""
-        while select.select([self._terminal], [], [], 0)[0]:
-            try:
-                self.written += os.read(self._terminal, 65536)
-            except OSError:  # Linux: the other end is closed.
-                break
-        found = text in self.written.decode(errors="replace")
-        if found:
-            self.written = b""
-        return found
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        os.close(self._terminal)
-
-
-@contextmanager
-def top(relay: RelayProcess, columns: int = 80, **environ: str) -> Iterator[Top]:
-    shown = Top(relay, environ, columns)
-    try:
-        yield shown
-    finally:
-        shown.close()
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
+    inherited.pop("NO_COLOR", None)
+    ours = {"RELAY_ADMIN_PORT": str(relay.admin_port), "TERM": "xterm", **environ}
+    command = [sys.executable, "-m", "relay", "top", "--interval", "0.2"]
+    return Terminal(command, {**inherited, **ours}, columns=columns)
 
 
 @contextmanager
@@ -174,14 +135,9 @@ def test_in_a_terminal_it_follows_the_relay_through_a_restart_until_ctrl_c(cut_o
         wait_until(lambda: live.shows("1 waiting"), "it is shown again")
 
         live.process.send_signal(signal.SIGINT)
-
-        def ended() -> bool:
-            live.shows("nothing")  # Which reads: a process whose terminal is full does not end.
-            return live.process.poll() is not None
-
-        wait_until(ended, "it ends")
+        wait_until(live.ended, "it ends")
         assert live.process.returncode == 0
-        live.shows("nothing")
+        live.read()
         assert NORMAL_SCREEN in live.written
         assert b"Traceback" not in live.written
 
@@ -206,7 +162,7 @@ def test_terminals_get_only_what_they_take(cut_off: RelayProcess, environ: dict[
     with top(cut_off, columns=40, **environ) as live:
 
         def twice() -> bool:
-            live.shows("nothing")
+            live.read()
             return live.written.count(b"NOT CONNECTED") >= 2
 
         wait_until(twice, "two views")

@@ -32,6 +32,10 @@ class Namespace:
         self.name = name
         self._kubectl = [str(kubectl), "--namespace", name]
 
+    def command(self, *arguments: object) -> list[str]:
+        """The command line of `kubectl` in this namespace."""
+        return [*self._kubectl, *map(str, arguments)]
+
     def run(self, *arguments: object, given: str | None = None, seconds: float = 300) -> str:
         """What `kubectl` prints, *given* its standard input; fails with what it complains of."""
         done = self.tried(*arguments, given=given, seconds=seconds)
@@ -42,7 +46,7 @@ class Namespace:
         self, *arguments: object, given: str | None = None, seconds: float = 300
     ) -> subprocess.CompletedProcess[str]:
         """Runs `kubectl`, whatever comes of it."""
-        command = [*self._kubectl, *map(str, arguments)]
+        command = self.command(*arguments)
         return subprocess.run(command, input=given, capture_output=True, text=True, timeout=seconds, check=False)
 
     def apply(self, *manifests: Manifest, server_side: bool = False) -> None:
@@ -94,8 +98,9 @@ class Namespace:
     @contextmanager
     def forwarded(self, what: str, port: str) -> Iterator[int]:
         """The port on this machine's loopback that leads to a *port* of a pod or a Service, for the with-block."""
-        command = [*self._kubectl, "port-forward", what, f":{port}"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as forwarding:
+        with subprocess.Popen(
+            self.command("port-forward", what, f":{port}"), stdout=subprocess.PIPE, text=True
+        ) as forwarding:
             try:
                 assert forwarding.stdout
                 line = forwarding.stdout.readline()
