@@ -92,9 +92,12 @@ def test_thresholds_are_those_of_the_alerts() -> None:
 
 @needs_prometheus
 @pytest.mark.timeout(180)
-def test_every_panel_shows_data_of_a_relay_under_load(kafka: FoundKafka, topic_name: str, tmp_path: Path) -> None:
+def test_every_panel_shows_data_of_a_relay_under_load(
+    kafka: FoundKafka, registry_url: str, topic_name: str, tmp_path: Path
+) -> None:
+    registry = {"RELAY_SCHEMA_REGISTRY_URL": registry_url}
     with (
-        running_relay(tmp_path / "relay", kafka.bootstrap_servers, topic_name) as relay,
+        running_relay(tmp_path / "relay", kafka.bootstrap_servers, topic_name, **registry) as relay,
         Prometheus(tmp_path, [target(relay)]) as prometheus,
     ):
         load = [sys.executable, "-m", "relay", "send", "--url", relay.url, "--token", TOKEN, "--json"]

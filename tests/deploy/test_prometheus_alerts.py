@@ -26,6 +26,8 @@ from deploy.prometheus_for_tests import (
 from kafka_for_tests import FoundKafka
 from relay_process import TOKEN, RelayProcess
 
+from relay.dev.registry import LocalRegistry
+
 pytestmark = needs_prometheus
 
 RULES_TEXT = RULES.read_text()
@@ -174,6 +176,20 @@ def test_missing_topics(start: Start, watch: Watch, kafka: FoundKafka, topic_nam
     prometheus = watch(relay, ranges="30s")
     assert prometheus.wait_for("RelayKafkaAway", "RelayPublishErrors")["error"] == "topic_missing"
     kafka.create_topics(topic_name, f"{topic_name}.dead", f"{topic_name}.watermarks")
+    prometheus.wait_until_quiet()
+
+
+def test_registry_stopped(start: Start, watch: Watch, own_registry: LocalRegistry) -> None:
+    relay = start(RELAY_SCHEMA_REGISTRY_URL=own_registry.url)
+    prometheus = watch(relay)
+    prometheus.wait_until_there_is("relay_registry_connected == 1")
+    prometheus.wait_until_quiet()
+    own_registry.stop()
+    # As long as nothing is asked for it looks every few minutes only; at its start at once.
+    relay.stop()
+    relay.start()
+    prometheus.wait_for("RelayRegistryAway")
+    own_registry.start()
     prometheus.wait_until_quiet()
 
 
