@@ -25,6 +25,24 @@ OPERATORS_GROUPS = ("kafka.strimzi.io", "monitoring.coreos.com", "kustomize.conf
 #: Seconds from the end of draining to the end of the process: answers under way, then the producer.
 CLOSING_SECONDS = 10
 
+#: Rocket.Chat's settings that switch a webhook on: every event that there is.
+SWITCHES = {
+    f"OVERWRITE_SETTING_Livechat_webhook_on_{event}"
+    for event in (
+        "start",
+        "close",
+        "chat_taken",
+        "chat_queued",
+        "forward",
+        "offline_msg",
+        "visitor_message",
+        "agent_message",
+        "capture",
+    )
+}
+URL = "OVERWRITE_SETTING_Livechat_webhookUrl"
+TOKEN = "OVERWRITE_SETTING_Livechat_secret_token"
+
 Manifest = dict[str, Any]
 
 

@@ -3,14 +3,12 @@
 import configparser
 import re
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 from aiohttp import web
 from deploy.manifests import (
     CLOSING_SECONDS,
-    COMPOSE,
     DEPLOY,
     EXAMPLE,
     OPERATORS_GROUPS,
@@ -18,6 +16,9 @@ from deploy.manifests import (
     SIDECAR,
     STANDALONE,
     STRIMZI,
+    SWITCHES,
+    TOKEN,
+    URL,
     VALUES,
     Manifest,
     Pod,
@@ -40,23 +41,6 @@ from relay.connection import Connection
 from relay.kafka import Producer, TopicPlan
 from relay.record import RECORD_OVERHEAD
 
-#: Rocket.Chat's settings that switch a webhook on: every event that there is.
-SWITCHES = {
-    f"OVERWRITE_SETTING_Livechat_webhook_on_{event}"
-    for event in (
-        "start",
-        "close",
-        "chat_taken",
-        "chat_queued",
-        "forward",
-        "offline_msg",
-        "visitor_message",
-        "agent_message",
-        "capture",
-    )
-}
-URL = "OVERWRITE_SETTING_Livechat_webhookUrl"
-TOKEN = "OVERWRITE_SETTING_Livechat_secret_token"
 IMAGE = "rocketchat-kafka-relay"
 
 DEFAULTS = Settings.read({"RELAY_TOKEN": "t"})
@@ -293,58 +277,6 @@ def test_component_finds_the_examples_deployment() -> None:
     key, _, value = component["patches"][0]["target"]["labelSelector"].partition("=")
     [deployment] = load(EXAMPLE / "rocketchat.yaml")
     assert deployment["metadata"]["labels"][key] == value
-
-
-# --- Compose. ---
-
-
-@pytest.fixture
-def services() -> dict[str, Any]:
-    """Return the services of compose.yaml."""
-    found: dict[str, Any] = load(COMPOSE)[0]["services"]
-    return found
-
-
-def test_compose_gives_both_the_same_token(services: dict[str, Any]) -> None:
-    assert services["rocketchat"]["environment"][TOKEN] == services["relay"]["environment"]["RELAY_TOKEN"]
-
-
-def test_compose_sends_every_event_to_the_relay(services: dict[str, Any]) -> None:
-    environ = services["rocketchat"]["environment"]
-    settings = Settings.read(services["relay"]["environment"])
-    assert environ[URL] == f"http://relay:{settings.http_port}{ingress.PATH}"
-    assert settings.http_host == "0.0.0.0"
-    assert {name: environ.get(name) for name in SWITCHES} == dict.fromkeys(SWITCHES, "true")
-
-
-def test_compose_has_kafka_where_the_relay_looks_for_it(services: dict[str, Any]) -> None:
-    settings = Settings.read(services["relay"]["environment"])
-    assert (
-        services["kafka"]["environment"]["KAFKA_ADVERTISED_LISTENERS"]
-        == f"PLAINTEXT://{settings.kafka_bootstrap_servers}"
-    )
-
-
-def test_compose_waits_for_the_drain(services: dict[str, Any]) -> None:
-    settings = Settings.read(services["relay"]["environment"])
-    grace = int(services["relay"]["stop_grace_period"].removesuffix("s"))
-    assert grace >= settings.drain_seconds + CLOSING_SECONDS
-
-
-def test_compose_keeps_the_spool_in_a_volume(services: dict[str, Any]) -> None:
-    settings = Settings.read(services["relay"]["environment"])
-    assert f"spool:{settings.spool_path.parent}" in services["relay"]["volumes"]
-    assert services["relay"]["read_only"] is True
-
-
-def test_compose_mounts_what_is_there(services: dict[str, Any]) -> None:
-    document = load(COMPOSE)[0]
-    for service in services.values():
-        for volume in service.get("volumes", []):
-            source = volume.partition(":")[0]
-            assert (DEPLOY / source).exists() if source.startswith(".") else source in document["volumes"], volume
-        for config in service.get("configs", []):
-            assert config["source"] in document["configs"]
 
 
 # --- systemd. ---
