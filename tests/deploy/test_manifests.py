@@ -1,7 +1,10 @@
 """What stands under deploy/ is valid, agrees with itself, and names nothing that the relay does not have."""
 
 import configparser
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -309,6 +312,29 @@ def test_unit_does_not_start_over_with_wrong_settings(
     code = main(["serve"])
     assert unit["Service"]["RestartPreventExitStatus"] == str(code)
     assert "RELAY_NO_SUCH_SETTING" in capsys.readouterr().err
+
+
+def test_commands_are_run_with_the_units_settings(tmp_path: Path) -> None:
+    [code] = re.findall(r"```sh\n(as_relay\(\) .*?)```", (DEPLOY / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "token").write_text("t")
+    (tmp_path / "relay.env").write_text("RELAY_KAFKA_BOOTSTRAP_SERVERS=kafka.example.com:9092\n")
+    for here, there in {
+        "/etc/relay": str(tmp_path),
+        "/opt/relay/bin/relay": f"{sys.executable} -m relay",
+        "runuser -u relay -- ": "",  # There is no such user on this machine.
+        "as_relay check": "as_relay config",
+    }.items():
+        assert here in code
+        code = code.replace(here, there)
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
+    shown = subprocess.run(["sh", "-c", code], env=inherited, capture_output=True, text=True, check=False)
+    assert shown.returncode == 0, shown.stderr
+    assert "RELAY_KAFKA_BOOTSTRAP_SERVERS=kafka.example.com:9092" in shown.stdout.splitlines()
+    of_the_unit = re.findall(r"^Environment=(\w+)=(\S+)$", (DEPLOY / "systemd/relay.service").read_text(), re.MULTILINE)
+    assert len(of_the_unit) == 2
+    for name, value in of_the_unit:
+        setting = name.removesuffix("_FILE")
+        assert f"{setting}={value.replace('/etc/relay', str(tmp_path))}" in shown.stdout.splitlines()
 
 
 # --- Strimzi. ---
