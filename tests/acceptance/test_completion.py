@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from relay_process import run_relay, wait_until
 
-COMMANDS = {"serve", "dev", "send", "tail", "top", "check", "schemas", "config", "token", "completion"}
+COMMANDS = {"serve", "dev", "send", "tail", "top", "check", "schemas", "spool", "dead", "config", "token", "completion"}
 #: What is typed, and what it must be completed to, among others perhaps.
 CASES = [
     ("relay ", COMMANDS),
@@ -21,6 +21,8 @@ CASES = [
     ("relay tail --f", {"--from-beginning"}),
     ("relay dev --", {"--play", "--registry", "--data"}),
     ("relay schemas ", {"list", "check", "register"}),
+    ("relay spool ", {"status", "list", "export"}),
+    ("relay dead ", {"list", "show", "export", "requeue", "replay"}),
     ("relay token ", {"new"}),
     ("relay completion ", {"bash", "zsh", "fish"}),
     ("relay send bod", {"body.json"}),
