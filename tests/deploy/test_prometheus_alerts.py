@@ -10,6 +10,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
+from acceptance.secured import make_topics, ways_in
 from conftest import OwnKafka
 from deploy.prometheus_for_tests import (
     RULES,
@@ -25,7 +26,9 @@ from deploy.prometheus_for_tests import (
 )
 from kafka_for_tests import FoundKafka
 from relay_process import TOKEN, RelayProcess
+from secured_kafka import PASSWORD, USER, SecuredKafka, shipped_acls
 
+from relay.dev.kafka_runtime import Runtime
 from relay.dev.registry import LocalRegistry
 
 pytestmark = needs_prometheus
@@ -177,6 +180,25 @@ def test_missing_topics(start: Start, watch: Watch, kafka: FoundKafka, topic_nam
     assert prometheus.wait_for("RelayKafkaAway", "RelayPublishErrors")["error"] == "topic_missing"
     kafka.create_topics(topic_name, f"{topic_name}.dead", f"{topic_name}.watermarks")
     prometheus.wait_until_quiet()
+
+
+def test_right_that_is_taken_away(
+    start: Start, watch: Watch, kafka_runtime: Runtime, topic_name: str, tmp_path: Path
+) -> None:
+    with SecuredKafka(tmp_path, kafka_runtime) as secured:
+        secured.add_user(USER, PASSWORD)
+        topic = make_topics(secured, topic_name, USER)
+        names = {"RELAY_TOPIC": topic, "RELAY_DEAD_LETTER_TOPIC": f"{topic}.dead-letter", "RELAY_TOPIC_CREATE": "false"}
+        relay = start(**ways_in(secured)["SCRAM-SHA-512"], **names, RELAY_WATERMARK_TOPIC=f"{topic}.watermarks")
+        prometheus = watch(relay, ranges="30s")
+        with chatting(relay):
+            prometheus.wait_until_there_is("sum(relay_events_published_total) > 20")
+            prometheus.wait_until_quiet()
+            right = shipped_acls(topic)[0]
+            secured.deny(USER, right)
+            assert prometheus.wait_for("RelayKafkaAway", "RelayPublishErrors")["error"] == "denied"
+            secured.allow(USER, [right])
+            prometheus.wait_until_quiet()
 
 
 def test_registry_stopped(start: Start, watch: Watch, own_registry: LocalRegistry) -> None:
