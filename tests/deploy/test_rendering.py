@@ -57,6 +57,11 @@ def test_chart_puts_the_sidecar_where_the_daily_tests_have_it(rendered: Manifest
     Pod(pod, [], tmp_path)
 
 
+def test_page_names_the_charts_deployment(rendered: Manifest) -> None:
+    named_ = re.findall(r"deployment[/ ]([a-z][\w-]+)", (DEPLOY / "README.md").read_text())
+    assert set(named_) == {rendered["metadata"]["name"]}
+
+
 @pytest.mark.parametrize(
     "folder", sorted(path.parent for path in DEPLOY.rglob("kustomization.yaml")), ids=lambda path: path.name
 )
