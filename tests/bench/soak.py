@@ -1,5 +1,6 @@
 """
-Long runs: `make soak`; for a first look `python -m tests.bench.soak --outage 1 --backlog 50000 --steady 1`.
+Long runs: `make soak`; for a first look `python -m tests.bench.soak --outage 1 --backlog 50000 --steady 1`;
+0 leaves one out.
 
 Three runs against a real Kafka: Kafka away while deliveries go on; a large backlog that is met by a restart after
 SIGKILL; and a steady load, under which nothing may grow. Each ends with a look at what lies on the topic.
@@ -196,9 +197,9 @@ def main() -> int:
         ):
             place = Path(directory)
             for run in (
-                Soak("outage", kafka, cores, place).outage(arguments.outage * 60),
-                Soak("backlog", kafka, cores, place).backlog(arguments.backlog),
-                Soak("steady", kafka, cores, place).steady(arguments.steady * 60),
+                *([Soak("outage", kafka, cores, place).outage(arguments.outage * 60)] if arguments.outage else []),
+                *([Soak("backlog", kafka, cores, place).backlog(arguments.backlog)] if arguments.backlog else []),
+                *([Soak("steady", kafka, cores, place).steady(arguments.steady * 60)] if arguments.steady else []),
             ):
                 for row in run:
                     _say(f"{row.figure}: {row.measured}")

@@ -4,7 +4,7 @@ import random
 import time
 
 from acceptance.bodies import message, new_chat
-from confluent_kafka import ElectionType, TopicPartition
+from confluent_kafka import ElectionType, KafkaException, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AlterConfigOpType,
     ConfigEntry,
@@ -15,7 +15,7 @@ from relay_process import wait_until
 
 from .ledger import Chat
 from .schedule import Step
-from .world import DEAD_LETTERS, TOPIC, WATERMARKS, Fault, World
+from .world import DEAD_LETTERS, PATIENCE, TOPIC, WATERMARKS, Fault, World
 
 _SIZE_LIMIT = 100_000
 _LARGE = 400_000
@@ -187,9 +187,17 @@ def _set_size_limit(world: World, size: int | None) -> None:
     resource.add_incremental_config(
         ConfigEntry("max.message.bytes", None if size is None else str(size), incremental_operation=operation)
     )
-    admin = world.new_admin()
-    for future in admin.incremental_alter_configs([resource]).values():
-        future.result(60)
+
+    def is_set() -> bool:
+        admin = world.new_admin()
+        try:
+            for future in admin.incremental_alter_configs([resource]).values():
+                future.result(60)
+        except KafkaException:
+            return False  # The fault before this one may have left a broker that is still to come back.
+        return True
+
+    wait_until(is_set, "the limit is set", seconds=PATIENCE, pause=1)
 
 
 def _java_hash(text: str) -> int:

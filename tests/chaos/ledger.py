@@ -22,6 +22,8 @@ _REPEATABLE = frozenset(
 _EXAMPLES = 20
 _FRAME = 5
 _DIGEST = 8
+#: Longer than any fault holds up what was accepted.
+_LATE_SECONDS = 600.0
 
 
 class Chat:
@@ -255,9 +257,18 @@ class Ledger:
                 self.excused[event.excuse] += 1
 
     def retire(self) -> None:
-        """Forgets of events that have landed and whose senders are done all but that there was one."""
+        """
+        Forgets of events that have landed and whose senders are done all but that there was one.
+
+        Not yet of those with a try that failed: what came of that one may still land, as a repeat.
+        """
+        since = time.monotonic() - _LATE_SECONDS
         with self._lock:
-            done = [id_ for id_, event in self._live.items() if event.done and event.landed]
+            done = [
+                id_
+                for id_, event in self._live.items()
+                if event.done and event.landed and not (event.failed_tries and event.sent_at > since)
+            ]
             self._retired.append(array.array("Q", sorted(_short(id_) for id_ in done)))
             for id_ in done:
                 del self._live[id_]
