@@ -134,7 +134,7 @@ class MemoryQueue:
         """Notes that the broker refuses an event for itself; there is no disk to keep it on."""
         self.dead[entry[0]] = error
 
-    async def remember(self, ids: Sequence[KnownId]) -> None:
+    async def remember(self, ids: Sequence[KnownId], *, forget: str | None = None) -> None:
         """Nothing is kept."""
 
     def watermark(self, sequence: int) -> Watermark:

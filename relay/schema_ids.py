@@ -31,8 +31,8 @@ class Memory(Protocol):
     def schema_ids(self) -> Sequence[KnownId]:
         """All that are kept from earlier runs."""
 
-    async def remember(self, ids: Sequence[KnownId]) -> None:
-        """Keeps *ids*. Raises: RelayError."""
+    async def remember(self, ids: Sequence[KnownId], *, forget: str | None = None) -> None:
+        """Keeps *ids*, in place of all that are kept of the registry *forget*. Raises: RelayError."""
 
 
 class Client(Protocol):
@@ -75,7 +75,11 @@ class SchemaIds:
         self._wanted = wanted
         self._metrics = metrics
         self._frames: dict[tuple[str, str], Frame] = {}
+        #: What the registry has said in the round that is under way, or was last.
+        self._confirmed: dict[tuple[str, str], KnownId] = {}
         self._recalled = False
+        #: Whether what the memory holds of this registry is of no more use.
+        self._emptied = False
         #: Learnt, and not yet in the memory.
         self._unkept: list[KnownId] = []
         self._changed = asyncio.Event()
@@ -127,11 +131,11 @@ class SchemaIds:
     async def learn(self) -> None:
         """Asks the registry once; `errors` says what is wrong, if anything is."""
         errors: dict[str, str] = {}
-        learnt: list[KnownId] = []
+        self._confirmed = {}
         async with self._client:
             for wanted in self._wanted():
                 try:
-                    learnt += await self._ask(wanted)
+                    await self._ask(wanted)
                 except RegistryUnreachable as error:
                     errors[wanted.subject] = str(error)
                     break  # The others would only take as long to fail.
@@ -140,17 +144,15 @@ class SchemaIds:
         self._recall()  # Not before the registry was asked: those of older schemas, or all while it is away.
         self._say(errors)
         self._changed.set()
-        self._unkept += learnt
         await self._keep()
 
-    async def _ask(self, wanted: Registration) -> list[KnownId]:
+    async def _ask(self, wanted: Registration) -> None:
         ask = self._client.register if self._register else self._client.look_up
         try:
             registered = await ask(wanted.subject, wanted.text)
         except SchemaMissing as error:
             raise SchemaMissing(wanted.subject, f"{error.reason}; RELAY_SCHEMA_REGISTER=false: register it") from error
         made = frame(self._framing, registered)
-        known = []
         if self._frames.get((wanted.subject, wanted.fingerprint), made) != made:
             log.warning(
                 "The schema registry gives another id for subject %s than before: %d. Was it emptied?",
@@ -158,11 +160,20 @@ class SchemaIds:
                 registered.id,
                 extra={"action": "schema_ids_changed", "subject": wanted.subject, "id": registered.id},
             )
+            self._forget()
         for fingerprint in {*wanted.fingerprints, wanted.fingerprint}:
-            if self._frames.get((wanted.subject, fingerprint)) != made:
-                self._frames[wanted.subject, fingerprint] = made
-                known.append(KnownId(self._client.url, wanted.subject, fingerprint, registered.id, registered.guid))
-        return known
+            place = wanted.subject, fingerprint
+            known = KnownId(self._client.url, *place, registered.id, registered.guid)
+            self._confirmed[place] = known
+            if self._frames.get(place) != made:
+                self._frames[place] = made
+                self._unkept.append(known)
+
+    def _forget(self) -> None:
+        """Drops what is known from before the registry was emptied: those ids may be other schemas' by now."""
+        self._frames = {place: made for place, made in self._frames.items() if place in self._confirmed}
+        self._unkept = [*self._confirmed.values()]
+        self._emptied = True
 
     def _recall(self) -> None:
         """Takes up what is kept, where the registry has not said anything newer, unless it was emptied since."""
@@ -180,15 +191,16 @@ class SchemaIds:
                 "The schema registry gives other ids than those kept: it was emptied, and they are of no more use.",
                 extra={"action": "schema_ids_changed"},
             )
+            self._forget()  # Kept, they would be taken up at the next start, beside ids that match again.
             return
         self._frames = {**frames, **self._frames}
 
     async def _keep(self) -> None:
-        if not self._unkept:
+        if not (self._unkept or self._emptied):
             return
         try:
-            await self._memory.remember(self._unkept)
-            self._unkept = []
+            await self._memory.remember(self._unkept, forget=self._client.url if self._emptied else None)
+            self._unkept, self._emptied = [], False
         except RelayError as error:
             log.warning("Schema ids are not kept yet: %s", error, extra={"action": "schema_ids_not_kept"})
 

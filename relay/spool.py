@@ -231,13 +231,16 @@ class Spool:
             await commit
         return [sequence for sequence, _ in requested]
 
-    async def remember(self, ids: Sequence[KnownId]) -> None:
+    async def remember(self, ids: Sequence[KnownId], *, forget: str | None = None) -> None:
         """
-        Keeps schema ids.
+        Keeps schema ids, in place of all that are kept of the registry *forget*.
 
         Raises: SpoolFull, SpoolFailed.
         """
         commit = self._gather()
+        if forget is not None:
+            commit.change.forget_ids_of = forget
+            commit.change.schema_ids = [it for it in commit.change.schema_ids if it.registry != forget]
         commit.change.schema_ids = [*commit.change.schema_ids, *ids]
         await commit
 

@@ -63,6 +63,8 @@ class Change:
     dead: list[tuple[Entry, str]] = field(default_factory=list)
     #: Tries whether an event with a body of so many bytes could be stored; leaves nothing.
     probe_bytes: int | None = None
+    #: The registry whose ids are forgotten before these are written.
+    forget_ids_of: str | None = None
     schema_ids: Sequence[KnownId] = ()
 
     @property
@@ -73,6 +75,7 @@ class Change:
             and not (self.run or self.repeats or self.dead or self.requeued or self.schema_ids)
             and self.published is None
             and self.forget_before is None
+            and self.forget_ids_of is None
         )
 
     @property
@@ -260,6 +263,8 @@ class Store:
                 "INSERT OR REPLACE INTO dead VALUES (?, ?, ?, ?, ?)",
                 (sequence, orjson.dumps(orjson.loads(fields)[0]).decode(), body, spool_file.now(), error),
             )
+        if change.forget_ids_of is not None:
+            execute("DELETE FROM schema_ids WHERE registry = ?", (change.forget_ids_of,))
         connection.executemany("INSERT OR REPLACE INTO schema_ids VALUES (?, ?, ?, ?, ?)", change.schema_ids)
         if change.published is not None:
             _trim(connection, change.published)

@@ -190,15 +190,44 @@ async def test_an_emptied_registry_gives_its_new_ids(proxy: Any, path: Path) -> 
         assert landed(kafka) == [("chats", 2, 1)]
 
 
+@pytest.mark.parametrize("restart", [False, True], ids=["while it runs", "while it is stopped"])
+async def test_an_emptied_registry_s_ids_of_older_schemas_are_never_used_again(
+    proxy: Any, path: Path, restart: bool
+) -> None:
+    stub, front = proxy
+    stuck = FakeKafka()
+    stuck.start = asyncio.Event().wait  # type: ignore[method-assign, assignment]
+    async with relay(front.url, path, OLD, stuck) as (_s, ids, send, _m):
+        await until(lambda: ids.connected)
+        await send(1)
+        await send(2, fine=False)
+    async with relay(front.url, path, NEW, stuck) as (_s, ids, _send, _m):
+        await until(lambda: ids.connected)
+        if not restart:
+            stub.schemas, stub.subjects = ["{}"] * 2, {}
+            ids.look_again()
+            await until(lambda: ids.frame("chats-" + NEW.ce_type, fingerprint(NEW.text)).prefix[-1] == 3)
+            assert ids.frame("chats-" + OLD.ce_type, fingerprint(OLD.text)) is None
+    if restart:
+        stub.schemas, stub.subjects = ["{}"] * 2, {}
+    async with relay(front.url, path, NEW, stuck) as (_s, ids, _send, _m):
+        await until(lambda: ids.connected)
+    await front.refuse()  # All that there is now is in the spool.
+    kafka = FakeKafka()
+    async with relay(front.url, path, NEW, kafka) as (spool, ids, send, _m):
+        await until(lambda: spool.depth == 0)
+        assert landed(kafka) == [("chats", 3, 1), ("dead", None, 2)]
+
+
 class Kept:
     def __init__(self, *, full: bool = False) -> None:
         self.full = full
         self.schema_ids: list[KnownId] = []
 
-    async def remember(self, ids: Sequence[KnownId]) -> None:
+    async def remember(self, ids: Sequence[KnownId], *, forget: str | None = None) -> None:
         if self.full:
             raise SpoolFull
-        self.schema_ids += ids
+        self.schema_ids = [*(it for it in self.schema_ids if it.registry != forget), *ids]
 
 
 def ids_of(url: str, kept: Kept, *schemas: Schema) -> SchemaIds:

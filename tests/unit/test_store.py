@@ -325,6 +325,21 @@ def test_schema_ids_are_kept_also_when_an_event_is_written_with_them(path: Path,
         assert again.contents(0).schema_ids == [new, other]
 
 
+def test_a_registry_s_schema_ids_are_forgotten_also_when_an_event_is_written_with_that(
+    path: Path, make_event: MakeEvent
+) -> None:
+    old, elsewhere, new = (
+        KnownId(url, "s", fingerprint, 1, None) for url, fingerprint in (("url", "a"), ("other", "a"), ("url", "b"))
+    )
+    with closing(Store(path, MAX_BYTES)) as store:
+        store.write(Change(schema_ids=[old, elsewhere]))
+        store.write(Change(entries_from(1, [make_event()]), total_events=1, forget_ids_of="url"))
+        assert store.contents(0).schema_ids == [elsewhere]
+        store.write(Change(schema_ids=[old]))
+        store.write(Change(forget_ids_of="url", schema_ids=[new]))
+        assert store.contents(0).schema_ids == [elsewhere, new]
+
+
 def test_dead_events_are_kept_with_their_bodies(path: Path, make_event: MakeEvent) -> None:
     event = make_event(7, padding=1000)
     with closing(Store(path, MAX_BYTES)) as store:
