@@ -109,7 +109,9 @@ class Inspection:
         """
         after = self.overview().progress.published
         query = (
-            "SELECT last_sequence, events, CASE WHEN ? THEN bodies ELSE x'' END FROM batches"
+            # A body that is not there is among the dead.
+            "SELECT last_sequence, events, CASE WHEN NOT ? THEN x'' WHEN length(bodies) THEN bodies"
+            " ELSE (SELECT body FROM dead WHERE sequence = last_sequence) END FROM batches"
             " WHERE last_sequence > ? ORDER BY last_sequence"
         )
         reached = after

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import orjson
 
 from relay import spool_file
-from relay.batch import Entry, digests, encode, rows
+from relay.batch import ROW_BYTES, Entry, digests, encode, rows
 from relay.dedupe import Repeat
 from relay.errors import SpoolFailed, SpoolFull, SpoolUnusable
 from relay.event import Event
@@ -206,8 +206,8 @@ class Store:
         try:
             self._make_durable(change)
         except SpoolFull:
-            # What takes events out must be written too, and it alone makes room.
-            if change.published is None or change.entries or not self._reserve.release():
+            # What takes events out of the way must be written too, and it alone makes room.
+            if change.entries or not (change.published is not None or change.dead) or not self._reserve.release():
                 raise
             self._make_durable(change)
         try:
@@ -257,12 +257,7 @@ class Store:
             )
         if change.forget_before is not None:
             _forget(connection, change.forget_before)
-        for (sequence, event), error in change.dead:
-            fields, body = encode([(sequence, event)])
-            execute(
-                "INSERT OR REPLACE INTO dead VALUES (?, ?, ?, ?, ?)",
-                (sequence, orjson.dumps(orjson.loads(fields)[0]).decode(), body, spool_file.now(), error),
-            )
+        _bury(connection, change.dead)
         if change.forget_ids_of is not None:
             execute("DELETE FROM schema_ids WHERE registry = ?", (change.forget_ids_of,))
         connection.executemany("INSERT OR REPLACE INTO schema_ids VALUES (?, ?, ?, ?, ?)", change.schema_ids)
@@ -347,6 +342,21 @@ def _inserts(change: Change) -> Iterator[tuple[int, int, int, int, str, bytes]]:
     for row in rows(change.entries):
         total += len(row)
         yield row[-1][0], change.accepted_at, row[0][1].received_at, total, *encode(row)
+
+
+def _bury(connection: sqlite3.Connection, dead: Sequence[tuple[Entry, str]]) -> None:
+    for (sequence, event), error in dead:
+        fields, body = encode([(sequence, event)])
+        # A large body, which has a row to itself, moves into the space that it leaves there: the spool may be full. To
+        # announce the event its fields are enough.
+        if len(body) > ROW_BYTES:
+            connection.execute(
+                "UPDATE batches SET bodies = x'' WHERE last_sequence = ? AND json_array_length(events) = 1", (sequence,)
+            )
+        connection.execute(
+            "INSERT OR REPLACE INTO dead VALUES (?, ?, ?, ?, ?)",
+            (sequence, orjson.dumps(orjson.loads(fields)[0]).decode(), body, spool_file.now(), error),
+        )
 
 
 def _trim(connection: sqlite3.Connection, upto: int) -> None:

@@ -16,7 +16,7 @@ from relay import spool as spool_module
 from relay.batch import Entry
 from relay.errors import SpoolFailed, SpoolFull, SpoolInUse
 from relay.event import Event
-from relay.inspection import request
+from relay.inspection import Inspection, request
 from relay.metrics import Metrics
 from relay.spool import Spool
 from relay.store import Change, Store
@@ -98,6 +98,10 @@ def stored(path: Path) -> list[bytes]:
     # As any other process sees it: only what is committed.
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
         return [body for (body,) in connection.execute("SELECT body FROM events ORDER BY sequence")]
+
+
+def size_of(path: Path) -> int:
+    return path.stat().st_size
 
 
 async def take_all(spool: Spool) -> list[Entry]:
@@ -681,6 +685,32 @@ async def test_nothing_is_left_running_after_the_close(path: Path, make_event: M
 
 
 # --- Dead events. ---
+
+
+async def test_a_full_spool_keeps_no_refused_event_in_the_way_of_others(path: Path, make_event: MakeEvent) -> None:
+    limit = 16 << 20
+    large = make_event(0, padding=12 << 20)
+    small = [make_event(number, padding=20_000) for number in range(1, 400)]
+    async with opened(path, max_bytes=limit) as spool:
+        await spool.append(large)
+        outcomes = await asyncio.gather(*(spool.append(event) for event in small), return_exceptions=True)
+        assert any(isinstance(outcome, SpoolFull) for outcome in outcomes), "there is room left"
+        entries = await take_all(spool)
+        await spool.bury(entries[0], "too large")
+        size = size_of(path)
+    # The announcement is still to come, and here as there its body is among the dead.
+    with closing(Inspection(path)) as inspection:
+        assert [waiting.event.body for waiting in inspection.waiting(bodies=True)] == [large.body, *bodies(entries[1:])]
+    async with opened(path, max_bytes=limit) as spool:
+        again = await take_all(spool)
+        assert again[0] == (entries[0][0], large._replace(body=b""))
+        assert again[1:] == entries[1:]
+        assert spool.dead == {entries[0][0]: "too large"}
+        spool.published(again[-1][0])
+    with closing(Inspection(path)) as inspection:
+        assert inspection.dead_event(entries[0][0]).event == large
+        assert not list(inspection.waiting(bodies=True))
+    assert size_of(path) <= size
 
 
 async def test_a_dead_event_is_kept_with_its_body_before_bury_returns(path: Path, make_event: MakeEvent) -> None:
