@@ -20,6 +20,8 @@ from relay.event import (
     event_type,
 )
 from relay.framing import SCHEMA_ID_HEADER
+from relay.operate.letters import REPLAYED_HEADER, Letter, mark
+from relay.reader import Found
 from relay.record import Record, RecordMaker, Topics
 from relay.schemas import Schema, Schemas
 
@@ -80,9 +82,15 @@ HEADERS: dict[str, Json] = {
         "type": "string",
         "description": "The place as a JSON pointer and the rule that the body breaks; never a value.",
     },
+    REPLAYED_HEADER: {
+        "type": "string",
+        "pattern": "^[0-9]+@[0-9]+$",
+        "description": "The place of the dead letter on this topic, `partition@offset`.",
+    },
 }
 _OF_EVENTS = {"relay_schema_error", SCHEMA_ID_HEADER}
 _OF_DEAD_LETTERS = {"relay_error_reason", "relay_error_detail"}
+_OF_MARKS = {REPLAYED_HEADER}
 
 _REASONS = {
     DeadLetterReason.UNKNOWN_TYPE: "its `type` is none of the known ones",
@@ -90,11 +98,6 @@ _REASONS = {
     DeadLetterReason.NO_KEY: "it has no chat to belong to: the record has no key",
     DeadLetterReason.REJECTED_BY_KAFKA: "Kafka refused its record for good; the value is `{}`, the spool has it",
 }
-
-_MARKS = (
-    "A record with the header `relay_replayed` is no dead letter: it says that the one at that partition@offset was "
-    "published after all."
-)
 
 
 def document() -> str:
@@ -144,7 +147,7 @@ def _document() -> Json:
                 "address": topics.dead_letters,
                 "title": "Dead letters",
                 "description": "`RELAY_DEAD_LETTER_TOPIC`. What Rocket.Chat sent and is no valid event.",
-                "messages": {"dead-letter": _ref("messages", "dead-letter")},
+                "messages": {name: _ref("messages", name) for name in ("dead-letter", "replay-mark")},
                 "bindings": {"kafka": {"topic": topics.dead_letters, **_BINDING}},
             },
         },
@@ -164,7 +167,7 @@ def _document() -> Json:
         },
         "components": {
             "messages": {kind.slug: _message(kind, schema, maker) for kind, schema in described}
-            | {"dead-letter": _dead_letter(schemas, maker)},
+            | {"dead-letter": _dead_letter(schemas, maker), "replay-mark": _mark(schemas, maker)},
             "messageBindings": _FRAMINGS,
             "schemas": {"key": _KEY, **HEADERS, **{kind.slug: _payload(schema) for kind, schema in described}},
         },
@@ -262,7 +265,7 @@ def _headers(absent: set[str], optional: set[str], known: Json) -> Json:
 
 def _message(kind: EventType, schema: Schema, maker: RecordMaker) -> Json:
     summary = json.loads(schema.text)["description"].split(". ")[0]
-    absent = _OF_DEAD_LETTERS | ({"ce_subject"} if kind.name == OFFLINE_MESSAGE else set())
+    absent = _OF_DEAD_LETTERS | _OF_MARKS | ({"ce_subject"} if kind.name == OFFLINE_MESSAGE else set())
     known = {"ce_type": {"const": kind.ce_type}, "ce_dataschema": {"const": schema.uri}}
     return {
         "name": kind.ce_type,
@@ -303,16 +306,37 @@ def _dead_letter(schemas: Schemas, maker: RecordMaker) -> Json:
     }
     known = {"ce_type": {"enum": [kind.ce_type for kind in (*EVENT_TYPES.values(), event_type(UNKNOWN_TYPE))]}}
     # There is no schema of an unknown type, and no subject without a chat.
-    headers = _headers(_OF_EVENTS, {"ce_subject", "ce_dataschema"}, known)
+    headers = _headers(_OF_EVENTS | _OF_MARKS, {"ce_subject", "ce_dataschema"}, known)
     return {
         "name": "dead-letter",
         "title": "Dead letter",
         "summary": "What Rocket.Chat sent and is no valid event: as it came, never framed.",
-        "description": f"`relay_error_reason` says why:\n\n{reasons}\n\n{_MARKS}\n",
+        "description": f"`relay_error_reason` says why:\n\n{reasons}\n",
         "headers": headers,
         "payload": {"type": "object", "description": "Any JSON object."},
         "bindings": _ref("messageBindings", "no-framing"),
         "examples": [_example(name, maker.record(1, event, event.received_at)) for name, event in events.items()],
+    }
+
+
+def _mark(schemas: Schemas, maker: RecordMaker) -> Json:
+    schema = schemas.get("Message")
+    assert schema
+    _, event = _samples(EVENT_TYPES["Message"], schema)[0]
+    record = maker.record(1, event, event.received_at)
+    letter = Letter.of(Found(0, 42, record.key, record.value, tuple(record.headers)))
+    assert letter
+    known = {"ce_type": {"enum": [kind.ce_type for kind in EVENT_TYPES.values()]}}
+    return {
+        "name": "replay-mark",
+        "title": "Replay mark",
+        "summary": "A dead letter before it on its partition was published after all, by `relay dead replay`.",
+        "description": "No dead letter itself: but for the header `relay_replayed` its headers are those of the event, "
+        "and its key is the event's.",
+        "headers": _headers(_OF_EVENTS | _OF_DEAD_LETTERS, {"ce_subject", "ce_dataschema"}, known),
+        "payload": {"const": {}, "description": "Nothing."},
+        "bindings": _ref("messageBindings", "no-framing"),
+        "examples": [_example("replayed", mark(letter, record, event.received_at))],
     }
 
 

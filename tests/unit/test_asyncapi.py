@@ -11,6 +11,8 @@ from jsonschema_rs import Draft7Validator
 from relay.config import Settings
 from relay.event import EVENT_TYPES, DeadLetterReason, Delivery, Event
 from relay.framing import Frame, Registered, frame
+from relay.operate.letters import REPLAYED_HEADER, Letter, mark
+from relay.reader import Found
 from relay.record import Record, RecordMaker, Topics
 from relay.schemas import Schemas
 
@@ -46,19 +48,25 @@ def records() -> Iterator[Record]:
         yield maker.record(1, chat._replace(occurrence=2, detail="/messages: required"), 1)
         yield maker.record(1, chat._replace(reason=DeadLetterReason.SCHEMA, detail="/messages: required"), 1)
         yield maker.refusal(1, chat, "too large", 1)
+        for event in (chat, offline):
+            published = maker.record(1, event, 1)
+            letter = Letter.of(Found(3, 7, published.key, published.value, tuple(published.headers)))
+            assert letter
+            yield mark(letter, published._replace(topic=topics.dead_letters), 1)
 
 
 RECORDS = list(records())
 
 
 def message_of(record: Record) -> dict[str, Any]:
-    """How the document describes that record: by its topic, then by its ce_type."""
-    [channel] = [it for it in ASYNCAPI["channels"].values() if it["address"] == record.topic]
-    messages: list[dict[str, Any]] = [resolved(it) for it in channel["messages"].values()]
-    if len(messages) > 1:
-        messages = [it for it in messages if it["name"].encode() == dict(record.headers)["ce_type"]]
-    [message] = messages
-    return message
+    """How the document describes that record: by its topic, then by its headers."""
+    [(place, channel)] = [it for it in ASYNCAPI["channels"].items() if it[1]["address"] == record.topic]
+    headers = dict(record.headers)
+    name = headers["ce_type"].decode()
+    if place == "deadLetters":
+        name = "replay-mark" if REPLAYED_HEADER in headers else "dead-letter"
+    [message] = [it for it in map(resolved, channel["messages"].values()) if it["name"] == name]
+    return dict(message)
 
 
 def resolved(node: dict[str, Any]) -> Any:
@@ -124,7 +132,7 @@ def test_examples_are_as_described(name: str) -> None:
     for example in message["examples"]:
         assert judged(message["headers"], example["headers"]) == []
         assert Draft7Validator(schema).is_valid(example["payload"])
-        if name != "dead-letter":
+        if name not in {"dead-letter", "replay-mark"}:
             assert Schemas.load().judge(example["payload"]["type"], example["payload"]) is None
 
 
@@ -133,5 +141,5 @@ def test_every_framing_has_its_binding() -> None:
     locations = {name: it.get("schemaIdLocation") for name, it in bindings.items()}
     assert locations == {"prefix-framing": "payload", "header-framing": "header", "no-framing": None}
     for name, message in MESSAGES.items():
-        expected = "no-framing" if name == "dead-letter" else "prefix-framing"
+        expected = "no-framing" if name in {"dead-letter", "replay-mark"} else "prefix-framing"
         assert message["bindings"]["$ref"].endswith(expected)
