@@ -140,8 +140,9 @@ def test_restarts_under_load_lose_and_double_nothing(kafka: FoundKafka, make_rel
         senders.wait_for_answers(200)
     relay.wait_until_drained()
 
-    # "answer cut off": a connection that was open and not yet served when the port closed. Its sender tries again.
-    assert set(senders.tries) <= {200, 503, "connection refused", "connection reset", "answer cut off"}
+    # "answer cut off": a connection that was open and not yet served when the port closed. Its sender tries again, as
+    # it does where a busy machine lets 5 seconds go by.
+    assert set(senders.tries) <= {200, 503, "connection refused", "connection reset", "answer cut off", "timeout"}
     assert not faults(kafka, relay, senders.sent)
 
 
