@@ -11,12 +11,12 @@ import signal
 import socket
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-#: Chats, and in a closed loop the clients that send one event after the other.
+#: In a closed loop the clients that send one event after the other.
 CLIENTS = 64
 BODY_BYTES = 960
 TOKEN = "bench-token"
@@ -53,16 +53,29 @@ def quantile(values: Sequence[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(len(values) * share))] if values else float("nan")
 
 
+class _Chat:
+    """
+    A chat, in order: its next event is sent once the last one is answered.
+
+    Keep-alive it has a connection of its own.
+    """
+
+    def __init__(self, number: int, *, keep_alive: bool) -> None:
+        self.before, self.after = _template(number, "keep-alive" if keep_alive else "close")
+        self.connection: socket.socket | None = None
+
+
 class Generator:
     """Sends one Load."""
 
     def __init__(self, load: Load) -> None:
         self._load = load
-        self._templates = list(_templates("keep-alive" if load.keep_alive else "close"))
         self._epoll = select.epoll()
         #: By descriptor: what waits for an answer since when, or (0) for the connection's end.
-        self._under_way: dict[int, tuple[socket.socket, float]] = {}
-        self._idle = [self._connect() for _ in range(CLIENTS)] if load.keep_alive else []
+        self._under_way: dict[int, tuple[socket.socket, _Chat, float]] = {}
+        self._chats = CLIENTS
+        #: Chats with nothing under way, the one that waited longest first.
+        self._idle = deque(_Chat(number, keep_alive=load.keep_alive) for number in range(CLIENTS))
         self._sent = 0
         self._took: list[float] = []
         self._errors: Counter[str] = Counter()
@@ -90,19 +103,25 @@ class Generator:
 
     def _pause(self, begun: float, now: float) -> float:
         # Until the next event may be sent.
-        busy = not self._idle if self._load.keep_alive else not self._load.rate and len(self._under_way) >= CLIENTS
-        if busy or now >= self._end:
+        if now >= self._end or not (self._load.rate or self._idle):
             return 0.1
         return max(0.0, begun + self._sent / self._load.rate - now) if self._load.rate else 0.0
 
     def _send(self) -> None:
         number = self._load.first + self._sent
-        before, after = self._templates[number % CLIENTS]
+        chat = self._idle.popleft() if self._idle else self._new_chat()
         self._sent += 1
         started = time.perf_counter()
-        connection = self._idle.pop() if self._load.keep_alive else self._connect()
-        self._under_way[connection.fileno()] = (connection, started)
-        connection.sendall(b"%b%017d%b" % (before, number, after))
+        connection = chat.connection or self._connect()
+        if self._load.keep_alive:
+            chat.connection = connection
+        self._under_way[connection.fileno()] = (connection, chat, started)
+        connection.sendall(b"%b%017d%b" % (chat.before, number, chat.after))
+
+    def _new_chat(self) -> _Chat:
+        # Steady: what others wait for is nothing to a new one.
+        self._chats += 1
+        return _Chat(self._chats - 1, keep_alive=self._load.keep_alive)
 
     def _connect(self) -> socket.socket:
         # On the loopback interface this returns at once: the server need not have accepted.
@@ -115,15 +134,15 @@ class Generator:
         if not select.select((self._epoll,), (), (), pause)[0]:
             return
         for descriptor, event in self._epoll.poll(0):
-            connection, started = self._under_way.pop(descriptor)
+            connection, chat, started = self._under_way.pop(descriptor)
             if started:
                 self._note(connection, started)
+                self._idle.append(chat)
             if event & ~select.EPOLLIN:
                 connection.close()
-            elif self._load.keep_alive:
-                self._idle.append(connection)
-            else:
-                self._under_way[descriptor] = (connection, 0.0)
+                chat.connection = None
+            elif not self._load.keep_alive:
+                self._under_way[descriptor] = (connection, chat, 0.0)
 
     def _note(self, connection: socket.socket, started: float) -> None:
         try:
@@ -136,7 +155,7 @@ class Generator:
             self._errors[answer.partition(b"\r\n")[0].decode(errors="replace") or "connection lost"] += 1
 
 
-def _templates(connection: str) -> Iterator[tuple[bytes, bytes]]:
+def _template(chat: int, connection: str) -> tuple[bytes, bytes]:
     # What comes before and after an event's number.
     head = (
         "POST /rocketchat HTTP/1.1\r\nContent-Type: application/json\r\n"
@@ -146,12 +165,11 @@ def _templates(connection: str) -> Iterator[tuple[bytes, bytes]]:
     )
     event = json.loads(_SAMPLE.read_bytes())
     message = event["messages"][0]
-    for chat in range(CLIENTS):
-        event["_id"] = message["rid"] = f"bench-{chat:011}"
-        message |= {"_id": _PLACE, "msg": ""}
-        message["msg"] = "Where is it? ".ljust(BODY_BYTES - len(_compact(event)), ".")
-        before, after = _compact(event).split(_PLACE.encode())
-        yield head.encode() + before, after
+    event["_id"] = message["rid"] = f"bench-{chat:011}"
+    message |= {"_id": _PLACE, "msg": ""}
+    message["msg"] = "Where is it? ".ljust(BODY_BYTES - len(_compact(event)), ".")
+    before, after = _compact(event).split(_PLACE.encode())
+    return head.encode() + before, after
 
 
 def _compact(event: object) -> bytes:

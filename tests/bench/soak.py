@@ -24,11 +24,13 @@ from relay.dev.kafka import LocalKafka, prepare_runtime
 from .__main__ import machine, table
 from .landed import landed
 from .load import Outcome
-from .measure import ARRIVALS, Row, catch_up
+from .measure import ARRIVALS, Row, catch_up, spread
 from .servers import BenchError, Cores, Relay, Sending
 
 #: Seconds of one look at latency and memory.
 _SLICE = 20.0
+#: How many of them before an outage, and after it.
+_SLICES = 6
 _SAMPLE_SECONDS = 5.0
 _GIVEN_BACK_SECONDS = 120.0
 _SMALL_BYTES = 16 << 20
@@ -61,22 +63,26 @@ class Soak:
         self._memory = 0
 
     def outage(self, seconds: float) -> Iterator[Row]:
-        """Kafka away for that long."""
+        """Kafka away for that long, compared with before and after: the machine itself is now faster, now slower."""
         with self._relay as relay:
             self._send(_SLICE / 4)
-            before = [self._send(_SLICE) for _ in range(3)]
+            there = [self._send(_SLICE) for _ in range(_SLICES)]
             self._kafka.brokers[0].kill()
-            during, begun = [], time.monotonic()
+            away, begun = [], time.monotonic()
             while time.monotonic() < begun + seconds:
-                during.append(self._send(_SLICE))
-                _say(f"{relay.depth:,} events wait; {relay.resident_bytes / 1e6:.0f} MB of memory")
+                away.append(self._send(_SLICE))
+                _say(f"{relay.depth:,} events wait; p99 {away[-1].p99 * 1e3:.1f} ms; {_memory(relay)}")
             peak = relay.spool_bytes
             with self._sending():
                 self._kafka.brokers[0].start()
                 caught_up = catch_up(relay)
-            now, then = (median(it.p99 for it in outcomes) * 1e3 for outcomes in (during, before))
-            figure = f"accept latency p99, {ARRIVALS:,}/s, Kafka away for {seconds / 60:g} min"
-            yield Row(figure, "<= 1.2 x of before", f"{now / then:.2f} x: {now:.1f} / {then:.1f} ms", now <= 1.2 * then)
+            there += [self._send(_SLICE) for _ in range(_SLICES)]
+            figure = f"accept latency, {ARRIVALS:,}/s, Kafka away for {seconds / 60:g} min"
+            for name in ("p50", "p99"):
+                now, then = ([getattr(it, name) * 1e3 for it in outcomes] for outcomes in (away, there))
+                ratio = median(now) / median(then)
+                measured = f"{ratio:.2f} x: {spread(now, 1)} / {spread(then, 1)} ms"
+                yield Row(f"{figure}, {name}", "<= 1.2 x before and after", measured, ratio <= 1.2)
             yield caught_up
             yield from self._ending(peak)
 
@@ -87,7 +93,7 @@ class Soak:
         with self._relay as relay:
             while relay.depth < events:
                 self._send(_SLICE, rate=0)
-                _say(f"{relay.depth:,} events wait; {relay.resident_bytes / 1e6:.0f} MB of memory")
+                _say(f"{relay.depth:,} events wait; {_memory(relay)}")
             waiting, peak = relay.depth, relay.spool_bytes
         with self._relay as relay:
             took = relay.start_seconds
@@ -209,6 +215,10 @@ def main() -> int:
         return 1
     print(f"\n{table(rows)}\n", *machine("tests.bench.soak", cores, arguments.dir, load), sep="\n")
     return 0 if all(row.met for row in rows) else 1
+
+
+def _memory(relay: Relay) -> str:
+    return f"{relay.resident_bytes / 1e6:.0f} MB of memory"
 
 
 def _say(what: str) -> None:
