@@ -91,6 +91,5 @@ def sizes(events: str) -> list[int]:
 
 def digests(events: str) -> bytes:
     """What the dedupe memory keeps of a row's events: those of types that never repeat byte for byte."""
-    return b"".join(
-        bytes.fromhex(fields[4])[:DIGEST_BYTES] for fields in orjson.loads(events) if not is_repeatable(fields[2])
-    )
+    kept = [fields[4][: 2 * DIGEST_BYTES] for fields in orjson.loads(events) if not is_repeatable(fields[2])]
+    return bytes.fromhex("".join(kept))

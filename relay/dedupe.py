@@ -47,7 +47,7 @@ class _Slice:
         buckets = self._buckets
         for start in range(0, len(digests), DIGEST_BYTES):
             digest = digests[start : start + DIGEST_BYTES]
-            buckets[_bucket(digest)] += digest + age
+            buckets[(digest[0] << 8 | digest[1]) % _BUCKETS] += digest + age
 
     def accepted_at(self, digest: bytes) -> int | None:
         bucket = self._buckets[_bucket(digest)]

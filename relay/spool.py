@@ -64,8 +64,9 @@ class Spool:
         self._dedupe = DedupeMemory(round(dedupe_seconds * 1000))
         # Wall time that no one can set: retries are told by how long ago the first try was.
         self._clock_offset = time.time() - time.monotonic()
-        contents = store.contents(self._steady_now() - self._dedupe.window)
-        self._dedupe.restore(contents.digests, contents.repeats, self._steady_now())
+        oldest = self._steady_now() - self._dedupe.window
+        contents = store.contents(oldest)
+        self._dedupe.restore(store.digests(oldest), contents.repeats, self._steady_now())
         #: Names this spool on Kafka.
         self.identity = contents.identity
         #: Events that the broker refused, by sequence, with what it said.

@@ -1,10 +1,14 @@
 """The layout of the spool's file: made, brought up to date, and read."""
 
 import sqlite3
+import sys
 import time
 import uuid
+from bisect import bisect_left
+from collections.abc import Iterator
 from contextlib import closing
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -125,6 +129,35 @@ def entries(
             if len(found) >= max_events or size >= max_bytes:
                 break
     return found
+
+
+def accepted_since(connection: sqlite3.Connection, since: int) -> Iterator[tuple[int, str]]:
+    """
+    The events accepted since that time, as they lie in their rows, with when they were; in order of sequence.
+
+    A backlog of hours is not read for it: within a run no row is older than the one before, whatever is done to the
+    clock, so where a run's rows begin to count is found by halving.
+    """
+
+    def begin(first: int, end: int) -> int:
+        def accepted_at(sequence: int) -> int:
+            row = connection.execute(
+                "SELECT accepted_at FROM batches WHERE last_sequence >= ? AND last_sequence < ?"
+                " ORDER BY last_sequence LIMIT 1",
+                (sequence, end),
+            ).fetchone()
+            return row[0] if row else sys.maxsize
+
+        return first + bisect_left(range(first, end), since, key=accepted_at)
+
+    runs = [sequence for (sequence,) in connection.execute("SELECT first_sequence FROM runs ORDER BY first_sequence")]
+    last = connection.execute("SELECT max(last_sequence) FROM batches").fetchone()[0] or 0
+    for first, end in pairwise([0, *runs, last + 1]):
+        yield from connection.execute(
+            "SELECT accepted_at, events FROM batches WHERE last_sequence >= ? AND last_sequence < ?"
+            " ORDER BY last_sequence",
+            (begin(first, end), end),
+        )
 
 
 def requested(connection: sqlite3.Connection, max_bytes: int) -> list[Entry]:

@@ -13,7 +13,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -93,7 +93,6 @@ class Contents(NamedTuple):
     runs: list[Run]
     dead: dict[int, str]
     schema_ids: list[KnownId]
-    digests: list[tuple[int, bytes]]
     repeats: dict[bytes, Repeat]
 
 
@@ -155,47 +154,51 @@ class Store:
 
     def contents(self, forget_before: int) -> Contents:
         """
-        What the file holds, with the dedupe memory accepted since *forget_before*.
+        What the file holds, with the dedupe memory of events that may repeat, accepted since *forget_before*.
 
         Raises: SpoolUnusable.
         """
-        try:
-            return self._contents(forget_before)
-        except sqlite3.Error as error:
-            raise SpoolUnusable(f"The spool {self._path} cannot be read: {error}.") from error
-
-    def _contents(self, forget_before: int) -> Contents:
-        query = self._reader.execute
-        pages, free = spool_file.pages(self._reader)
-        self._used_bytes = (pages - free) * PAGE_SIZE
-        return Contents(
-            identity=spool_file.identity(self._reader),
-            progress=spool_file.progress(self._reader),
-            used_bytes=self._used_bytes,
-            runs=[Run(*row) for row in query("SELECT first_sequence, run FROM runs ORDER BY first_sequence")],
-            dead=dict(query("SELECT sequence, error FROM dead").fetchall()),
-            schema_ids=[KnownId(*row) for row in query("SELECT * FROM schema_ids")],
-            digests=[
-                *query(
-                    "SELECT accepted_at, digests FROM digests WHERE accepted_at >= ? ORDER BY last_sequence",
-                    (forget_before,),
-                ),
-                *(
-                    (accepted_at, digests(events))
-                    for accepted_at, events in query(
-                        "SELECT accepted_at, events FROM batches WHERE accepted_at >= ? ORDER BY last_sequence",
+        with self._legible():
+            query = self._reader.execute
+            pages, free = spool_file.pages(self._reader)
+            self._used_bytes = (pages - free) * PAGE_SIZE
+            return Contents(
+                identity=spool_file.identity(self._reader),
+                progress=spool_file.progress(self._reader),
+                used_bytes=self._used_bytes,
+                runs=[Run(*row) for row in query("SELECT first_sequence, run FROM runs ORDER BY first_sequence")],
+                dead=dict(query("SELECT sequence, error FROM dead").fetchall()),
+                schema_ids=[KnownId(*row) for row in query("SELECT * FROM schema_ids")],
+                repeats={
+                    digest: Repeat(accepted_at, occurrence, bool(answered))
+                    for digest, accepted_at, occurrence, answered in query(
+                        "SELECT digest, accepted_at, occurrence, answered FROM repeats WHERE accepted_at >= ?",
                         (forget_before,),
                     )
-                ),
-            ],
-            repeats={
-                digest: Repeat(accepted_at, occurrence, bool(answered))
-                for digest, accepted_at, occurrence, answered in query(
-                    "SELECT digest, accepted_at, occurrence, answered FROM repeats WHERE accepted_at >= ?",
-                    (forget_before,),
-                )
-            },
-        )
+                },
+            )
+
+    def digests(self, forget_before: int) -> Iterator[tuple[int, bytes]]:
+        """
+        The dedupe memory of all other events accepted since *forget_before*: when, and the digests of those that were
+        accepted then. A row at a time: there may be millions.
+
+        Raises: SpoolUnusable.
+        """
+        with self._legible():
+            yield from self._reader.execute(
+                "SELECT accepted_at, digests FROM digests WHERE accepted_at >= ? ORDER BY last_sequence",
+                (forget_before,),
+            )
+            for accepted_at, events in spool_file.accepted_since(self._reader, forget_before):
+                yield accepted_at, digests(events)
+
+    @contextmanager
+    def _legible(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise SpoolUnusable(f"The spool {self._path} cannot be read: {error}.") from error
 
     def write(self, change: Change) -> int:
         """

@@ -88,8 +88,9 @@ def test_a_new_spool_is_empty_and_has_a_name_of_its_own(path: Path, tmp_path: Pa
         assert uuid.UUID(contents.identity).version == 4
         assert contents.identity != other.contents(0).identity
         assert contents._replace(identity="", used_bytes=0) == (
-            *("", Progress(0, 0, 0, 0, None), 0, [], {}, [], [], {}),
+            *("", Progress(0, 0, 0, 0, None), 0, [], {}, [], {}),
         )  # fmt: skip
+        assert list(one.digests(0)) == []
     with closing(Store(path, MAX_BYTES)) as again:
         assert again.contents(0).identity == contents.identity
 
@@ -371,9 +372,28 @@ def test_the_digests_of_events_are_known_as_long_as_they_are_there(store: Store,
     lead = make_event(9, type_="LeadCapture")
     store.write(Change(entries_from(1, [events[0], lead, events[1]]), total_events=3, accepted_at=1_000))
     store.write(Change(entries_from(4, events[2:]), total_events=4, accepted_at=2_000))
-    found = store.contents(0).digests
+    found = list(store.digests(0))
     assert found == [(1_000, events[0].digest[:16] + events[1].digest[:16]), (2_000, events[2].digest[:16])]
-    assert store.contents(1_500).digests == found[1:]
+    assert list(store.digests(1_500)) == found[1:]
+
+
+def test_of_each_run_the_digests_are_known_that_its_clock_says_are_young(store: Store, make_event: MakeEvent) -> None:
+    # By run: the clock of its first event, and how many it stored, one every 100 ms. The second run's clock was set
+    # back, the fourth left nothing.
+    runs = [(9_000, 20), (2_000, 30), (9_900, 1), (0, 0), (9_000, 40)]
+    sequence, accepted = 0, list[tuple[int, bytes]]()
+    for number, (clock, count) in enumerate(runs):
+        run = Run(sequence + 1, f"run {number}")
+        for place in range(count):
+            sequence += 1 + place % 3
+            event, accepted_at = make_event(sequence), clock + 100 * place
+            change = Change([(sequence, event)], total_events=len(accepted) + 1, accepted_at=accepted_at)
+            change.run = None if place else run
+            store.write(change)
+            accepted.append((accepted_at, event.digest[:16]))
+        sequence += 50  # Which could not be stored.
+    for since in (0, 1_999, 2_000, 4_950, 9_000, 9_950, 12_900, 12_901):
+        assert list(store.digests(since)) == [it for it in accepted if it[0] >= since]
 
 
 def test_dedupe_memory_outlives_its_events_and_goes_when_it_is_forgotten(path: Path, make_event: MakeEvent) -> None:
@@ -392,15 +412,15 @@ def test_dedupe_memory_outlives_its_events_and_goes_when_it_is_forgotten(path: P
             )
         assert read_all(store) == []
     with closing(Store(path, MAX_BYTES)) as store:
-        assert store.contents(0).digests == [(1_000, b"\x01" * 16), (2_000, b"\x02" * 16), (3_000, b"\x03" * 16)]
+        assert list(store.digests(0)) == [(1_000, b"\x01" * 16), (2_000, b"\x02" * 16), (3_000, b"\x03" * 16)]
         assert store.contents(0).repeats == repeats
-        assert store.contents(1_500).digests == [(2_000, b"\x02" * 16), (3_000, b"\x03" * 16)]
+        assert list(store.digests(1_500)) == [(2_000, b"\x02" * 16), (3_000, b"\x03" * 16)]
         assert store.contents(1_500).repeats == {b"r" * 32: repeats[b"r" * 32]}
         store.write(Change(forget_before=2_000))
-        assert store.contents(0).digests == [(2_000, b"\x02" * 16), (3_000, b"\x03" * 16)]
+        assert list(store.digests(0)) == [(2_000, b"\x02" * 16), (3_000, b"\x03" * 16)]
         assert list(store.contents(0).repeats) == [b"r" * 32]
         store.write(Change(forget_before=9_000))
-        assert store.contents(0).digests == []
+        assert list(store.digests(0)) == []
         assert store.contents(0).repeats == {}
 
 
@@ -410,7 +430,7 @@ def test_dedupe_memory_outlives_its_events_and_goes_when_it_is_forgotten(path: P
 def test_a_change_that_fails_leaves_nothing_behind(store: Store, make_event: MakeEvent) -> None:
     first = make_event(1)
     store.write(Change([(1, first)], total_events=1, run=Run(1, "first")))
-    before = store.contents(0)
+    before = known(store)
     change = Change(
         [(2, make_event(2))],
         total_events=2,
@@ -423,7 +443,7 @@ def test_a_change_that_fails_leaves_nothing_behind(store: Store, make_event: Mak
     )
     with pytest.raises(SpoolFailed):
         store.write(change)
-    assert store.contents(0) == before
+    assert known(store) == before
     change.run = None
     store.write(change)
     assert [sequence for sequence, _ in read_all(store)] == [2]
@@ -462,19 +482,19 @@ def test_a_crash_between_any_two_statements_leaves_a_change_whole_or_not_at_all(
 
 
 def known(store: Store) -> tuple[object, ...]:
-    return (*store.contents(0)._replace(used_bytes=0), read_all(store))
+    return (*store.contents(0)._replace(used_bytes=0), list(store.digests(0)), read_all(store))
 
 
 def test_a_change_that_fails_at_its_last_step_leaves_nothing_behind(store: Store, make_event: MakeEvent) -> None:
     store.write(Change([(1, make_event(1))], total_events=1))
-    before = store.contents(0)
+    before = known(store)
     assert store._writer is not None
     store._writer.execute(
         "CREATE TEMP TRIGGER fault BEFORE UPDATE ON published BEGIN SELECT RAISE(ABORT, 'fault'); END"
     )
     with pytest.raises(SpoolFailed, match="fault"):
         store.write(Change([(2, make_event(2))], total_events=2, published=1))
-    assert store.contents(0) == before
+    assert known(store) == before
     store.write(Change([(2, make_event(2))], total_events=2, published=1))
     assert [sequence for sequence, _ in read_all(store)] == [2]
 
