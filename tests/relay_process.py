@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,15 @@ class RelayProcess:
             connection.request("GET", path)
             answer = connection.getresponse()
             return answer.status, answer.read().decode()
+        finally:
+            connection.close()
+
+    def clock(self) -> float:
+        """What time it is by the relay's clock, to the second: seconds since the epoch."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.admin_port, timeout=10)
+        try:
+            connection.request("GET", "/healthz")
+            return parsedate_to_datetime(connection.getresponse().headers["Date"]).timestamp()
         finally:
             connection.close()
 

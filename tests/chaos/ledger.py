@@ -41,7 +41,7 @@ class Event:
     """One event and what became of it. Its position is its place in its chat."""
 
     __slots__ = (
-        "answered_at", "chat", "done", "excuse", "failed_tries", "landed", "large", "may_double", "position", "reason",
+        "answered_at", "chat", "done", "failed_tries", "landed", "large", "may_double", "position", "reason",
         "sent_at",
     )  # fmt: skip
 
@@ -59,8 +59,6 @@ class Event:
         self.failed_tries = 0
         self.landed = 0
         self.may_double = False
-        #: Why it need not land, if there is a reason.
-        self.excuse: str | None = None
 
 
 class Layout(NamedTuple):
@@ -88,6 +86,8 @@ class Ledger:
         self.faults: Counter[str] = Counter()
         self.examples: dict[str, list[str]] = defaultdict(list)
         self.excused: Counter[str] = Counter()
+        #: Those that were announced as refused by the broker.
+        self._refused: set[str] = set()
         #: Schema ids by `ce_type`, as they were read.
         self.schema_ids: dict[str, int] = {}
         #: Seconds by which the relay's clock has been ahead.
@@ -101,6 +101,7 @@ class Ledger:
             event = Event(chat, chat.sent, reason, body if large else None)
             chat.sent += 1
             self.sent += 1
+            assert id_of(body) not in self._live, "no two bodies are the same"
             self._live[id_of(body)] = event
             return event
 
@@ -126,18 +127,6 @@ class Ledger:
             self.examples[kind].append(what)
 
     # --- For faults with limits. ---
-
-    def excuse_lost(self, why: str, *, sent_before: float) -> int:
-        """Events of the topic that were sent before a time (monotonic) and have not landed need not land; how many."""
-        with self._lock:
-            lost = [
-                event
-                for event in self._live.values()
-                if not event.landed and event.reason is None and event.sent_at < sent_before
-            ]
-            for event in lost:
-                event.excuse = why
-            return len(lost)
 
     def excuse_doubled(self) -> None:
         """Events whose sender is not done now may land twice: another relay may have taken an earlier try."""
@@ -209,6 +198,7 @@ class Ledger:
             self.blame("corrupted", f"{record.place}: the first of its kind is {record.header('ce_id')}")
         if event.large is not None and record.topic == self._layout.dead_letter_topic:
             self.excused["too large"] += 1
+            self._refused.add(record.header("ce_id") or "")
         if record.topic != self._layout.topic:
             return
         # An event without an answer may come late: its last try may still have been under way when the next was sent.
@@ -237,24 +227,23 @@ class Ledger:
     # --- What is still to come. ---
 
     def missing(self, answered_before: float) -> list[str]:
-        """The ids of those that were answered before a time (monotonic) and have not landed, without excuse."""
+        """The ids of those that were answered before a time (monotonic) and have not landed."""
         with self._lock:
             return [
                 id_
                 for id_, event in self._live.items()
-                if not event.landed
-                and event.excuse is None
-                and event.answered_at is not None
-                and event.answered_at < answered_before
+                if not event.landed and event.answered_at is not None and event.answered_at < answered_before
             ]
+
+    def keep(self, bodies: Iterable[bytes]) -> None:
+        """These bodies are kept as dead: all that were announced as refused must be among them."""
+        for id_ in self._refused - {id_of(body) for body in bodies}:
+            self.blame("missing", f"{id_}: announced as dead, and its body is not kept")
 
     def close(self) -> None:
         """Nothing lands any more: what is still missing is lost."""
         for id_ in self.missing(time.monotonic()):
             self.blame("missing", id_)
-        for event in self._live.values():
-            if event.excuse is not None and event.answered_at is not None and not event.landed:
-                self.excused[event.excuse] += 1
 
     def retire(self) -> None:
         """

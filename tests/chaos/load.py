@@ -6,14 +6,17 @@ import random
 import socket
 import struct
 import threading
+import time
 import uuid
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
 
 import uvloop
-from relay_process import TOKEN
+from relay_process import TOKEN, wait_until
 
 from relay.dev.chats import conversation
 from relay.dev.rocketchat import RocketChat
@@ -26,8 +29,8 @@ GAP = 0.3
 TRIES = 5
 #: The share of chats whose senders do that; the others try until they are answered.
 _IMPATIENT = 0.1
-#: The share of events of a type that nobody knows: they go to the dead letters.
-_STRANGE = 0.005
+#: The share of events that go to the dead letters: half are of a type that nobody knows, half break their schema.
+_STRANGE = 0.01
 _MESSAGES = 12
 #: Answers that a fault may bring about; any other is a fault of the relay's own.
 _EXPECTED = (200, 503, None)
@@ -48,7 +51,8 @@ class Load:
         self._port = 0
         self._player = RocketChat("http://127.0.0.1:1", TOKEN)
         self._under_way: Counter[int] = Counter()
-        self._cuts = 0
+        self._cuts = self._trying = 0
+        self._paused = False
         self._stopping = threading.Event()
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run_all, name="load")
@@ -64,6 +68,17 @@ class Load:
     def under_way(self, port: int) -> int:
         """How many tries wait for their answer from that port."""
         return self._under_way[port]
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Nobody sends while the with-block runs, nor waits for an answer."""
+        self._paused = True
+        try:
+            time.sleep(GAP)
+            wait_until(lambda: not self._trying, "nobody waits for an answer", pause=0.05)
+            yield
+        finally:
+            self._paused = False
 
     def cut(self, count: int) -> None:
         """The next *count* senders are cut off in the middle of the request, or before they have the answer."""
@@ -114,20 +129,24 @@ class Load:
         due = loop.time() + self._interval * number / self._chats
         while True:
             chat, insists = Chat(), rng.random() >= _IMPATIENT
-            for body in conversation(rng, started_at=datetime.now(UTC), messages=_MESSAGES):
+            for usual in conversation(rng, started_at=datetime.now(UTC), messages=_MESSAGES):
                 await asyncio.sleep(due - loop.time())
                 if self._stopping.is_set():
                     return
-                if rng.random() < _STRANGE:
-                    strange = body.replace(b'"type":"', b'"type":"Strange', 1)
-                    await self._deliver(self._ledger.send(chat, strange, reason="unknown_type"), strange, insists)
-                else:
-                    await self._deliver(self._ledger.send(chat, body), body, insists)
+                body, reason = _strange(rng, usual) if rng.random() < _STRANGE else (usual, None)
+                await self._deliver(self._ledger.send(chat, body, reason=reason), body, insists)
                 due = max(due + self._interval, loop.time())
 
     async def _deliver(self, event: Event, body: bytes, insists: bool) -> None:
         for number in itertools.count(1):
-            if await self._try(body):
+            while self._paused and not self._stopping.is_set():  # noqa: ASYNC110 - another thread says so
+                await asyncio.sleep(GAP)
+            self._trying += 1
+            try:
+                answered = await self._try(body)
+            finally:
+                self._trying -= 1
+            if answered:
                 self.answered_sent_at = event.sent_at
                 self._ledger.answered(event)
                 return
@@ -174,3 +193,10 @@ class Load:
         if connection is not None and random.random() < 0.5:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.transport.abort()
+
+
+def _strange(rng: random.Random, body: bytes) -> tuple[bytes, str]:
+    # With the reason for which it goes to the dead letters.
+    if rng.random() < 0.5:
+        return body.replace(b'"type":"', b'"type":"Strange', 1), "unknown_type"
+    return body.replace(b'"visitor":{', b'"visitor":7,"visitor_":{', 1), "schema"

@@ -35,6 +35,11 @@ class Proxies:
         """Lets *after* bytes more pass, and breaks the connection that carries the last of them, within a message."""
         self._allowance = after
 
+    @property
+    def cutting(self) -> bool:
+        """Whether there is still a connection to be cut."""
+        return self._allowance is not None
+
     def delay(self, seconds: float) -> None:
         """From now on keeps everything for *seconds*, each way; 0 ends that."""
         self._delay = seconds

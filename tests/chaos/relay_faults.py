@@ -10,9 +10,10 @@ from . import wal
 from .ledger import Chat
 from .schedule import Step
 from .syscalls import Control
-from .world import Fault, World
+from .world import Fault, NoEffect, World
 
 _HOUR = 3600.0
+_CLOCK_SLACK = 60.0
 
 
 # --- The relay. ---
@@ -71,12 +72,15 @@ def start_twin(world: World, step: Step) -> str:
     twin.close()
     world.relay.thaw()
     world.wait_until_recovered()
-    return f"took {events.sent} events, was thrown out {len(twin.log('kafka_lost'))} times"
+    if not (times := len(twin.log("kafka_lost"))):
+        raise NoEffect
+    return f"took {events.sent} events, was thrown out {times} times"
 
 
 def set_clock(world: World, step: Step) -> str:
     seconds = _clock_error(world, step)
     with _control(world).clock_off(seconds):
+        _wait_for_clock(world, seconds)
         time.sleep(step.seconds)
     return f"{seconds:+.0f} s"
 
@@ -85,6 +89,7 @@ def restart_with_wrong_clock(world: World, step: Step) -> str:
     seconds = _clock_error(world, step)
     with _control(world).clock_off(seconds):
         _restart_forgetful(world)
+        _wait_for_clock(world, seconds)
         time.sleep(step.seconds)
     _restart_forgetful(world)
     return f"{seconds:+.0f} s"
@@ -99,6 +104,8 @@ def break_disk(world: World, step: Step) -> str:
     full, syncs = step.kind == "disk full", step.kind.endswith("fsync")
     with control.disk_full() if full else control.disk_broken(syncs=syncs):
         time.sleep(step.seconds)
+    if control.failed == failed:
+        raise NoEffect
     return f"{control.failed - failed} calls failed"
 
 
@@ -117,6 +124,8 @@ def tear_wal(world: World, step: Step) -> str:
         world.relay.kill()
     torn = wal.tear(path.with_name(f"{path.name}-wal"), random.Random(step.seed))
     world.start_relay()
+    if torn is None:
+        raise NoEffect
     return torn
 
 
@@ -137,6 +146,10 @@ def _clock_error(world: World, step: Step) -> float:
         return -seconds
     world.ledger.clock_ahead = max(world.ledger.clock_ahead, seconds)
     return seconds
+
+
+def _wait_for_clock(world: World, seconds: float) -> None:
+    wait_until(lambda: abs(world.relay.clock() - time.time() - seconds) < _CLOCK_SLACK, "the relay's clock is off")
 
 
 def _restart_forgetful(world: World) -> None:

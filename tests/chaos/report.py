@@ -29,6 +29,8 @@ def report(outcome: Outcome, ledger: Ledger, *, cluster: int) -> str:
     brokers, rate = "1 broker" if cluster == 1 else f"{cluster} brokers", ledger.accepted / max(outcome.seconds, 1)
     counts = _table([("Accepted", "Published", *map(str.capitalize, _FAULTS)), _counts(ledger)])
     lines = [_table(rows), "", f"{brokers}, {outcome.seconds:.0f} s, {rate:.0f} events/s accepted", "", counts]
+    if outcome.late:
+        lines.append(f"The time was up: {outcome.late} faults were not done")
     if ledger.excused:
         lines.append(f"Within a fault's limits: {', '.join(f'{count} {why}' for why, count in ledger.excused.items())}")
     if answers := ledger.faults["answers"]:

@@ -14,12 +14,14 @@ from relay_process import wait_until
 from . import kafka_faults, relay_faults
 from .schedule import BROKERS, CHECK_EVERY, KINDS, RELAY, Kind, Step
 from .syscalls import compiler
-from .world import PATIENCE, World
+from .world import PATIENCE, NoEffect, World
 
 FAULTS = relay_faults.FAULTS | kafka_faults.FAULTS
 _KINDS = {kind.name: kind for kind in KINDS}
 #: Faults at once.
 _AT_ONCE = 4
+#: How often a fault is done that has no effect, until it has one.
+_TRIES = 5
 #: Seconds between two looks at what has landed.
 _READ_EVERY = 2.0
 
@@ -39,6 +41,8 @@ class Outcome:
     checks: list[float] = field(default_factory=list)
     #: Why a kind was left out, by kind.
     impossible: dict[str, str] = field(default_factory=dict)
+    #: How many faults were not done because the time was up.
+    late: int = 0
     seconds: float = 0.0
     failure: str | None = None
 
@@ -88,6 +92,7 @@ class Run:
         for step in self._steps:
             if time.monotonic() > self._begun + self._seconds:
                 self._say(f"the time is up before fault {step.number}")
+                self.outcome.late = len(self._steps) - step.number + 1
                 break
             kind = _KINDS[step.kind]
             if reason := self._impossible(kind):
@@ -140,7 +145,7 @@ class Run:
         begun = time.monotonic()
         noted: str | None = None
         try:
-            noted = FAULTS[step.kind](self._world, step)
+            noted = self._effective(step)
             ended = time.monotonic()
             self.outcome.done[step.kind] += 1
             if step.measured:
@@ -153,6 +158,15 @@ class Run:
             with self._free:
                 self._taken -= takes
                 self._free.notify_all()
+
+    def _effective(self, step: Step) -> str | None:
+        for left in reversed(range(_TRIES)):
+            try:
+                return FAULTS[step.kind](self._world, step)
+            except NoEffect:
+                if not left:
+                    raise
+        raise AssertionError("not reached")
 
     def _log(self, step: Step, begun: float, noted: str | None) -> None:
         place = f"{begun - self._begun:8.2f} s  {time.monotonic() - begun:6.2f} s"
@@ -214,6 +228,8 @@ class Run:
         world.relay.wait_until_drained(seconds=PATIENCE)
         code = world.relay.stop()
         world.read_to_the_end()
+        world.judge_schema_ids()
+        world.judge_dead_events()
         world.ledger.close()
         if world.ledger.faults:
             raise RunFailed(f"{dict(world.ledger.faults)}")

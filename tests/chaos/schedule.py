@@ -99,6 +99,7 @@ KINDS = (
     Kind("broker frozen beyond the transaction timeout", 0.7, (42, 45), BROKERS[:1]),
     Kind("all brokers restarted", 0.7, (0, 0), (TOPIC, *BROKERS)),
     Kind("two of three brokers down", 1, (2, 8), BROKERS, clusters=(3,)),
+    Kind("in-sync replicas below the minimum", 1, (2, 8), (TOPIC, *BROKERS), clusters=(3,)),
     Kind("leaders moved", 1.5, (0, 0), (TOPIC, *BROKERS), clusters=(3,)),
     Kind("transaction coordinator and relay killed", 1.5, (0, 3), (RELAY, *BROKERS)),
     Kind("partition without a leader", 1, (2, 8), BROKERS, clusters=(3,)),
@@ -106,9 +107,9 @@ KINDS = (
         "topic deleted and made again",
         1,
         (0, 3),
-        (TOPIC, PROXY, RELAY, *BROKERS),
-        excuses="What lay on the topic is gone, by the operator's act: events that were sent before it was deleted and "
-        "that nobody had read until then. What is sent while there is no topic lands on the new one.",
+        (TOPIC, PROXY, RELAY, SENDERS, DISK, CLOCK, *BROKERS),
+        excuses="Nothing: before it is deleted the senders pause, until all that they sent was read. What is sent "
+        "while there is no topic lands on the new one.",
     ),
     Kind(
         "max.message.bytes below a body",

@@ -214,19 +214,6 @@ def test_two_relays_may_double_what_both_were_sent_and_nothing_else(ledger: Ledg
     assert ledger.faults == {"duplicated": 2}
 
 
-def test_a_deleted_topic_excuses_only_what_was_sent_before_it_was_made_again(ledger: Ledger) -> None:
-    send(ledger, 1)
-    gone_at = time.monotonic()
-    send(ledger, 2)
-    ledger.excuse_lost("on a deleted topic", sent_before=gone_at)
-
-    assert len(ledger.missing(time.monotonic())) == 1
-
-    ledger.close()
-    assert ledger.faults == {"missing": 1}
-    assert ledger.excused == {"on a deleted topic": 1}
-
-
 def test_a_body_that_is_too_large_may_be_announced_in_place_of_itself(ledger: Ledger) -> None:
     chat = Chat()
     for number in (1, 2):
@@ -242,8 +229,13 @@ def test_a_body_that_is_too_large_may_be_announced_in_place_of_itself(ledger: Le
     assert not ledger.faults
     assert ledger.excused == {"too large": 1}
 
+    ledger.keep([body(1), body(7)])
+    assert not ledger.faults
+    ledger.keep([body(2)])
+    assert ledger.faults == {"missing": 1}
+
     ledger.land([announced(2)])
-    assert ledger.faults == {"corrupted": 1}
+    assert ledger.faults == {"missing": 1, "corrupted": 1}
 
 
 def test_a_clock_that_was_ahead_excuses_timestamps_by_as_much_and_no_more(ledger: Ledger) -> None:

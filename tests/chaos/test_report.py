@@ -11,7 +11,7 @@ def test_the_table_has_each_kind_what_was_not_possible_and_what_became_of_events
     for number in range(3):
         ledger.answered(ledger.send(Chat(), b"%d" % number))
     ledger.blame("duplicated", "events-0@7: an event, 2 times")
-    outcome = Outcome(seconds=2.0, impossible={"disk full": "not possible here: no C compiler"})
+    outcome = Outcome(seconds=2.0, late=3, impossible={"disk full": "not possible here: no C compiler"})
     outcome.done["relay killed"] = 12
     outcome.recoveries["relay killed"] += [0.5, 2.25]
     ledger.close()
@@ -26,3 +26,4 @@ def test_the_table_has_each_kind_what_was_not_possible_and_what_became_of_events
     assert ["3", "0", "3", "1", "0", "0", "0"] in rows
     assert "events-0@7: an event, 2 times" in said
     assert "1 broker, 2 s, 2 events/s accepted" in said
+    assert "The time was up: 3 faults were not done" in said

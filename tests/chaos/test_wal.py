@@ -47,7 +47,8 @@ def test_frames_are_those_that_sqlite_sees(database: Path) -> None:
 def test_only_the_last_transaction_is_torn(database: Path, seed: int) -> None:
     said = tear(Path(f"{database}-wal"), random.Random(seed))
 
-    assert "of the last transaction" in said or "into the last transaction" in said
+    assert said is not None
+    assert "into the last transaction" in said
     assert rows(database) == 2
 
 
@@ -58,4 +59,4 @@ def test_what_is_not_torn_is_all_there(database: Path) -> None:
 def test_an_empty_log_has_nothing_to_tear(tmp_path: Path) -> None:
     (tmp_path / "x-wal").touch()
 
-    assert tear(tmp_path / "x-wal", random.Random(0)) == "the log was empty"
+    assert tear(tmp_path / "x-wal", random.Random(0)) is None

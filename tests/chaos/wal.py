@@ -28,9 +28,10 @@ def frames(wal: bytes) -> list[tuple[int, bool]]:
     return found
 
 
-def tear(path: Path, rng: random.Random) -> str:
+def tear(path: Path, rng: random.Random) -> str | None:
     """
-    Cuts into the last transaction in the log at *path*: that one must not have been fsynced. Says what it did.
+    Cuts into the last transaction in the log at *path*: that one must not have been fsynced. Says what it did;
+    nothing if there was none.
 
     The file ends within one of its frames, or has its full length and holds noise from there on.
     """
@@ -39,7 +40,7 @@ def tear(path: Path, rng: random.Random) -> str:
     commits = [index for index, (_, commits) in enumerate(valid[:-1]) if commits]
     last = valid[commits[-1] + 1 if commits else 0 :]
     if not last:
-        return "the log was empty"
+        return None
     begin, end = last[0][0], last[-1][0] + _FRAME_HEADER + _page_size(wal)
     cut = rng.randrange(begin, end)
     if rng.random() < 0.5:

@@ -1,10 +1,12 @@
 """What the faults are done to: Kafka behind proxies, a registry, the relay with its disk and clock, the load."""
 
 import http.client
+import json
 import shutil
 import sqlite3
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from http import HTTPStatus
@@ -144,6 +146,11 @@ class World:
         partitions = self.new_admin().list_topics(topic, timeout=_SECONDS).topics[topic].partitions
         return [partitions[number].leader for number in sorted(partitions)]
 
+    def in_sync(self, topic: str) -> int:
+        """How many replicas of the topic are in sync, of the partition that has fewest."""
+        partitions = self.new_admin().list_topics(topic, timeout=_SECONDS).topics[topic].partitions
+        return min(len(partition.isrs) for partition in partitions.values())
+
     def read(self, *, seconds: float = 5) -> bool:
         """
         Has the ledger judge what has landed since, up to the end as it is now.
@@ -165,6 +172,21 @@ class World:
     def forget_position(self, topic: str) -> None:
         """The topic is another one now: it is read from its beginning."""
         self._reached = {place: offset for place, offset in self._reached.items() if place[0] != topic}
+
+    def judge_schema_ids(self) -> None:
+        """Each id that a record named is that of its own type's schema, as the registry has it."""
+        if self.registry is None:
+            return
+        for type_, id_ in self.ledger.schema_ids.items():
+            with urllib.request.urlopen(f"{self.registry.url}/schemas/ids/{id_}", timeout=_SECONDS) as answer:
+                title = json.loads(json.load(answer)["schema"])["title"]
+            if title != type_:
+                self.ledger.blame("corrupted", f"{type_} is framed by schema {id_}, which is that of {title}")
+
+    def judge_dead_events(self) -> None:
+        """What was announced as dead is in the spool of the relay, which must have ended."""
+        with closing(sqlite3.connect(self.relay.spool_path)) as spool:
+            self.ledger.keep(body for (body,) in spool.execute("SELECT body FROM dead"))
 
     # --- The relay. ---
 
@@ -250,5 +272,9 @@ class World:
         self.ledger.answered(event)
 
 
-#: Does one fault to the world, undoes its cause, and returns what there is to note.
+class NoEffect(Exception):
+    """The fault was done, and met nothing: it does not count."""
+
+
+#: Does one fault to the world, undoes its cause, and returns what there is to note. Raises: NoEffect.
 Fault = Callable[[World, Step], str | None]

@@ -43,6 +43,7 @@ _SPOOL_MODEL = "tests/model/test_spool_model.py::TestSpoolModel"
 _REQUEUE_MODEL = "tests/model/test_requeue_model.py::TestRequeueModel"
 _PUBLISHER_MODEL = "tests/model/test_publisher_model.py::TestPublisherModel"
 _KAFKA, _PUBLISHING = "tests/integration/test_kafka.py", "tests/integration/test_publishing.py"
+_CHAOS = "tests/chaos/test_run.py::test_nothing_is_missing_doubled_or_reordered_in_a_short_run"
 _CRASH, _FSYNC = "tests/acceptance/test_crash.py", "tests/acceptance/test_fsync.py"
 
 _REPEATS = """\
@@ -84,6 +85,7 @@ MUTANTS = (
             f"{_PUBLISHER}::test_a_crash_between_commit_and_trim_publishes_nothing_twice",
             _PUBLISHER_MODEL,
             f"{_CRASH}::test_nothing_is_doubled_or_lost_by_a_death_at_the_commit",
+            _CHAOS,
         ],
     ),
     Mutant(
@@ -226,6 +228,7 @@ MUTANTS = (
             f"{_PUBLISHER}::test_one_refused_event_is_found_buried_and_announced_in_its_place",
             _PUBLISHER_MODEL,
             f"{_PUBLISHING}::test_several_refused_events_are_all_found",
+            _CHAOS,
         ],
     ),
     Mutant(
