@@ -15,7 +15,7 @@ from acceptance.http_client import Answer, post
 from acceptance.senders import Senders
 from kafka_for_tests import FoundKafka
 from oracle import Sent, judge, read_topics
-from relay_process import RelayProcess, wait_until
+from relay_process import RelayProcess, run_relay, wait_until
 
 from relay.dev.kafka import LocalKafka
 
@@ -174,6 +174,31 @@ def test_a_relay_that_is_started_on_a_full_disk_publishes_what_is_spooled(
     relay.wait_until_drained()
     assert relay.stop() == 0
     assert not faults(breakable_kafka, relay, [Sent(body)])
+
+
+def test_an_event_that_kafka_refuses_holds_up_no_other_while_the_disk_is_full(
+    breakable_kafka: LocalKafka, make_relay: MakeRelay, small_disk: Path
+) -> None:
+    (broker,) = breakable_kafka.brokers
+    relay = make_relay(breakable_kafka, RELAY_SPOOL_PATH=str(small_disk / "relay.db"), RELAY_KAFKA_COMPRESSION="none")
+    topic = relay.settings["RELAY_TOPIC"]
+    breakable_kafka.create_topics(topic, partitions=1, config={"max.message.bytes": "50000"})
+    relay.start(connected=True)
+    broker.kill()
+    refused = message(new_chat(), text="x" * 500_000)
+    assert post(relay.port, refused).status == 200
+    sent, _ = send_until_refused(relay)
+    with contextlib.suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as filler:
+        while filler.write(bytes(4096)):
+            pass
+
+    broker.start()
+
+    relay.wait_until_drained()
+    assert not faults(breakable_kafka, relay, sent)
+    shown = run_relay(relay.directory, "dead", "export", settings=relay.settings).stdout
+    assert [json.loads(line)["body"].encode() for line in shown.splitlines()] == [refused]
+    assert relay.stop() == 0
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 from confluent_kafka import Producer as OtherProducer
-from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[attr-defined]
+from confluent_kafka.admin import AdminClient, ConfigResource, NewPartitions  # type: ignore[attr-defined]
 from kafka_for_tests import FoundKafka
 from oracle import read_topics
 
@@ -100,6 +100,24 @@ async def test_another_spools_watermark_is_not_taken(
     assert await make_producer(kafka, spool="spool-2").start() is None
 
 
+async def test_the_last_watermark_is_found_when_its_topic_was_given_more_partitions(
+    kafka: FoundKafka, make_producer: MakeProducer, topic_name: str
+) -> None:
+    # One of them would have gone to another partition by the hash of its key.
+    spools = [f"spool-{number}" for number in range(4)]
+    for spool in spools:
+        producer = make_producer(kafka, spool=spool)
+        await producer.start()
+        await producer.publish([], watermark(7))
+
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
+    watermarks = f"{topic_name}.watermarks"
+    admin.create_partitions([NewPartitions(watermarks, 8)])[watermarks].result(30)
+
+    for spool in spools:
+        assert await make_producer(kafka, spool=spool).start() == watermark(7)
+
+
 async def test_a_watermark_is_found_behind_thousands_of_other_spools(
     kafka: FoundKafka, make_producer: MakeProducer, topic_name: str
 ) -> None:
@@ -183,7 +201,7 @@ async def test_a_record_that_the_broker_refuses_takes_the_whole_cycle_back(
     await producer.start()
     many = [record(topic_name, b"small", b"chat-%d" % number) for number in range(50)]
 
-    with pytest.raises(RecordsRefused) as refusal:
+    with pytest.raises(RecordsRefused, match=rf"publishing to {topic_name} partition \d") as refusal:
         await producer.publish([*many, record(topic_name, b"x" * 600_000)], watermark(51))
     assert refusal.value.batches == [[50]]
     await producer.close()
