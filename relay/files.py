@@ -51,7 +51,7 @@ def own(path: Path) -> int:
     Raises: SpoolInUse, OSError.
     """
     # A lock of our own beside the file: SQLite's would shut out the commands that look into a running spool.
-    lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _PRIVATE)
+    lock = os.open(_lock_of(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _PRIVATE)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -75,13 +75,19 @@ def owner(path: Path) -> int | None:
     The process that has the spool at *path*, as far as it can be told without touching its lock; none if it has ended.
     """
     try:
-        process = int(path.with_name(path.name + ".lock").read_text())
+        process = int(_lock_of(path).read_text())
         os.kill(process, 0)
     except (FileNotFoundError, ValueError, ProcessLookupError):
         return None
     except PermissionError:  # Somebody else's, so it is there.
         pass
     return process
+
+
+def _lock_of(path: Path) -> Path:
+    # Of the file itself, by whatever name it is reached.
+    path = path.resolve()
+    return path.with_name(path.name + ".lock")
 
 
 def make_private(path: Path) -> None:

@@ -100,6 +100,14 @@ def test_a_second_owner_is_refused_and_told_who_the_first_is(path: Path, store: 
         Store(path, MAX_BYTES)
 
 
+def test_a_second_owner_is_refused_by_another_name_too(path: Path, store: Store, tmp_path: Path) -> None:
+    (tmp_path / "linked").symlink_to(path.parent)
+    (tmp_path / "link.db").symlink_to(path)
+    for name in (tmp_path / "linked" / path.name, tmp_path / "link.db"):
+        with pytest.raises(SpoolInUse):
+            Store(name, MAX_BYTES)
+
+
 def test_another_process_is_refused(path: Path, store: Store) -> None:
     script = "import sys; from pathlib import Path; from relay.store import Store; Store(Path(sys.argv[1]), 1 << 28)"
     ran = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=False)
