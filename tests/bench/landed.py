@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import NamedTuple
 
@@ -13,27 +13,31 @@ _SILENCE_SECONDS = 20.0
 
 
 class Landed(NamedTuple):
-    """What a `read_committed` consumer found on one topic."""
+    """What a `read_committed` consumer found on one topic, held against what was accepted."""
 
-    records: int
-    #: Of these, how many came a second time, and how many before one with a smaller number of the same chat.
+    missing: int
+    #: How many came a second time, how many after one with a larger number of the same chat, how many were never sent.
     doubled: int
     reordered: int
+    invented: int
 
 
-def landed(bootstrap_servers: str, topic: str) -> Landed:
-    """Reads all of *topic*, whose records are those of load.Generator: numbered, growing within a chat."""
-    records = doubled = reordered = 0
+def landed(bootstrap_servers: str, topic: str, accepted: Sequence[range]) -> Landed:
+    """
+    Reads all of *topic*, whose records are those of load.Generator: numbered, growing within a chat. The numbers of
+    those that were *accepted* do not overlap.
+    """
+    doubled = reordered = 0
     last: dict[bytes, int] = {}
     seen: set[int] = set()
     for key, value in _records(bootstrap_servers, topic):
-        records += 1
         number = int(orjson.loads(value)["messages"][0]["_id"])
         doubled += number in seen
         seen.add(number)
         reordered += number < last.get(key, 0)
         last[key] = max(number, last.get(key, 0))
-    return Landed(records, doubled, reordered)
+    found = [sum(number in seen for number in numbers) for numbers in accepted]
+    return Landed(sum(map(len, accepted)) - sum(found), doubled, reordered, len(seen) - sum(found))
 
 
 def _records(bootstrap_servers: str, topic: str) -> Iterator[tuple[bytes, bytes]]:

@@ -36,6 +36,8 @@ class Load(NamedTuple):
     keep_alive: bool
     #: The number of the first event: no two events have one number, so no two bodies are the same.
     first: int
+    #: Every eighth chat's events are of a type of which the relay remembers more: one that may repeat.
+    mixed: bool = False
 
 
 class Outcome(NamedTuple):
@@ -60,8 +62,9 @@ class _Chat:
     Keep-alive it has a connection of its own.
     """
 
-    def __init__(self, number: int, *, keep_alive: bool) -> None:
-        self.before, self.after = _template(number, "keep-alive" if keep_alive else "close")
+    def __init__(self, number: int, load: Load) -> None:
+        type_ = "LivechatEdit" if load.mixed and number % 8 == 0 else "Message"
+        self.before, self.after = _template(number, type_, "keep-alive" if load.keep_alive else "close")
         self.connection: socket.socket | None = None
 
 
@@ -75,7 +78,7 @@ class Generator:
         self._under_way: dict[int, tuple[socket.socket, _Chat, float]] = {}
         self._chats = CLIENTS
         #: Chats with nothing under way, the one that waited longest first.
-        self._idle = deque(_Chat(number, keep_alive=load.keep_alive) for number in range(CLIENTS))
+        self._idle = deque(_Chat(number, load) for number in range(CLIENTS))
         self._sent = 0
         self._took: list[float] = []
         self._errors: Counter[str] = Counter()
@@ -121,7 +124,7 @@ class Generator:
     def _new_chat(self) -> _Chat:
         # Steady: what others wait for is nothing to a new one.
         self._chats += 1
-        return _Chat(self._chats - 1, keep_alive=self._load.keep_alive)
+        return _Chat(self._chats - 1, self._load)
 
     def _connect(self) -> socket.socket:
         # On the loopback interface this returns at once: the server need not have accepted.
@@ -155,7 +158,7 @@ class Generator:
             self._errors[answer.partition(b"\r\n")[0].decode(errors="replace") or "connection lost"] += 1
 
 
-def _template(chat: int, connection: str) -> tuple[bytes, bytes]:
+def _template(chat: int, type_: str, connection: str) -> tuple[bytes, bytes]:
     # What comes before and after an event's number.
     head = (
         "POST /rocketchat HTTP/1.1\r\nContent-Type: application/json\r\n"
@@ -165,7 +168,8 @@ def _template(chat: int, connection: str) -> tuple[bytes, bytes]:
     )
     event = json.loads(_SAMPLE.read_bytes())
     message = event["messages"][0]
-    event["_id"] = message["rid"] = f"bench-{chat:011}"
+    event |= {"_id": f"bench-{chat:011}", "type": type_}
+    message["rid"] = event["_id"]
     message |= {"_id": _PLACE, "msg": ""}
     message["msg"] = "Where is it? ".ljust(BODY_BYTES - len(_compact(event)), ".")
     before, after = _compact(event).split(_PLACE.encode())

@@ -70,6 +70,11 @@ class Server:
         self._process.kill()
         self._process.wait()
 
+    def _memory(self, name: str) -> int:
+        found = re.search(rf"{name}:\s+(\d+) kB", Path(f"/proc/{self._process.pid}/status").read_text())
+        assert found
+        return int(found[1]) << 10
+
     def ready(self) -> bool:
         """Whether it serves."""
         with socket.socket() as connection:
@@ -86,9 +91,12 @@ class Server:
     @property
     def resident_bytes(self) -> int:
         """Resident memory."""
-        found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{self._process.pid}/status").read_text())
-        assert found
-        return int(found[1]) << 10
+        return self._memory("VmRSS")
+
+    @property
+    def peak_resident_bytes(self) -> int:
+        """The most resident memory that it ever had."""
+        return self._memory("VmHWM")
 
     @property
     def handles(self) -> int:
@@ -152,12 +160,22 @@ class Sending:
     """A load generator at work: *rate* events a second, 0 for as many as are answered."""
 
     def __init__(
-        self, cores: Cores, server: Server, seconds: float, rate: int = 0, *, keep_alive: bool = False
+        self,
+        cores: Cores,
+        server: Server,
+        seconds: float,
+        rate: int = 0,
+        *,
+        keep_alive: bool = False,
+        mixed: bool = False,
     ) -> None:
-        load = Load(server.port, seconds, rate, keep_alive, next(_numbers))
+        self._first = next(_numbers)
+        load = Load(server.port, seconds, rate, keep_alive, self._first, mixed)
         command = [sys.executable, "-m", "tests.bench.load", json.dumps(load._asdict())]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE)
         os.sched_setaffinity(self._process.pid, cores.load)
+        #: Of the events that were accepted, once the outcome is known.
+        self.numbers = range(0)
 
     def stop(self) -> None:
         """Ends it early."""
@@ -175,6 +193,7 @@ class Sending:
         outcome = Outcome(*json.loads(answer))
         if outcome.errors:
             raise BenchError(f"Not every event was answered 200: {outcome.errors}")
+        self.numbers = range(self._first, self._first + outcome.events)
         return outcome
 
 
