@@ -167,6 +167,8 @@ class RecordsRefused(KafkaLost):
     label = "refused"
     #: The places, among what was published, of each batch that was refused; empty if Kafka did not say which.
     batches: Sequence[Sequence[int]] = ()
+    #: Whether for their size, and so whatever state the broker is in.
+    for_size = False
 
 
 # --- Schema ids: keep everything, wait, and ask the registry again. ---

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import MessageSizeTooLargeError
 
 from relay.cluster import PARTITIONS, START_TIMEOUT, Cluster, Topic, key_hash
 from relay.connection import Connection, meaning_of, translated, translation
@@ -129,21 +130,34 @@ class Producer:
             "acks": "all",
         }
 
-    async def publish(self, records: Sequence[Record], watermark: Watermark | None = None) -> None:
+    async def publish(
+        self, records: Sequence[Record], watermark: Watermark | None = None, *, commit: bool = True
+    ) -> None:
         """
         Writes *records* and *watermark*, all or nothing. On success they are committed; on failure nobody knows, and
-        the next producer's `start` tells.
+        the next producer's `start` tells. Without *commit* they are taken back by that, and this one is of no more use.
 
         Raises: KafkaLost; RecordsRefused if the broker refused some of the records for themselves.
         """
         try:
             with translated("publishing"):
                 async with asyncio.timeout(CYCLE_TIMEOUT):
-                    await self._publish(records, watermark)
+                    await self._publish(records, watermark, commit=commit)
         except (KafkaTimeout, PartitionLeaderless) as error:
             raise await self._explained(error) from error
 
-    async def _publish(self, records: Sequence[Record], watermark: Watermark | None) -> None:
+    async def try_beside(self, record: Record, others: Sequence[Record]) -> None:
+        """
+        Writes the smallest of *others* that belongs on the partition of *record*, if one does, and never commits it:
+        this producer, which must be transactional, is of no more use then.
+
+        Raises: KafkaLost; RecordsRefused if that one is refused, too.
+        """
+        place = self._place(record)
+        if beside := [other for other in others if self._place(other) == place]:
+            await self.publish([min(beside, key=lambda other: len(other.value))], commit=False)
+
+    async def _publish(self, records: Sequence[Record], watermark: Watermark | None, *, commit: bool) -> None:
         producer = self._producer
         assert producer is not None, "start() comes first"
         if producer._sender.sender_task.done():  # noqa: SLF001
@@ -161,7 +175,7 @@ class Producer:
         outcomes = zip(await asyncio.gather(*futures, return_exceptions=True), sent, strict=True)
         if failures := [(outcome, batch) for outcome, batch in outcomes if isinstance(outcome, BaseException)]:
             raise _failure(failures)
-        if self.transactional:
+        if self.transactional and commit:
             await producer.commit_transaction()
         self._records += len(records) + 1
 
@@ -174,9 +188,9 @@ class Producer:
 
     def _batches(self, producer: AIOKafkaProducer, records: Sequence[Record]) -> list[tuple[_Batch, str, int]]:
         batches: defaultdict[tuple[str, int], list[_Batch]] = defaultdict(list)
-        for place, (topic, partition_key, key, value, headers, timestamp, given) in enumerate(records):
-            partition = self._partition(topic, partition_key) if given is None else given
-            started = batches[topic, partition]
+        for place, record in enumerate(records):
+            _, _, key, value, headers, timestamp, _ = record
+            started = batches[self._place(record)]
             # An empty batch takes a record of any size.
             while not started or not started[-1][0].append(key=key, value=value, headers=headers, timestamp=timestamp):
                 started.append((producer.create_batch(), []))
@@ -189,10 +203,13 @@ class Producer:
             if batch
         ]
 
-    def _partition(self, topic: str, key: bytes) -> int:
+    def _place(self, record: Record) -> tuple[str, int]:
+        topic, key, *_, given = record
+        if given is not None:
+            return topic, given
         if topic not in self._partitions:
             raise TopicsMissing(f"Missing in Kafka, or hidden from this user: topic {topic}, for events in the spool.")
-        return key_hash(key) % self._partitions[topic]
+        return topic, key_hash(key) % self._partitions[topic]
 
     # --- Topics. ---
 
@@ -279,6 +296,7 @@ def _failure(failures: Sequence[tuple[BaseException, _Sent]]) -> KafkaLost:
     failure.__cause__ = error
     if isinstance(failure, RecordsRefused):
         failure.batches = [places for error, (places, *_) in failures if places and meaning_of(error) is RecordsRefused]
+        failure.for_size = all(isinstance(error, MessageSizeTooLargeError) for error, _ in failures)
     return failure
 
 

@@ -50,6 +50,11 @@ class FakeKafka:
         self.on_fault: Callable[[], None] = lambda: None
         #: The places of so many records, batch by batch, if a refusal tells of them.
         self.batches: Callable[[int], list[Sequence[int]]] = lambda _: []
+        #: The records that were judged, each with those of which one was to be tried beside it; and whether that fails.
+        self.beside: list[tuple[Record, list[Record]]] = []
+        self.refuses_beside = False
+        #: Whether it is for their size that records are refused.
+        self.for_size = False
         self.down: Exception | None = None
         self.life = 1 << 60
         #: Records that there is time for in one transaction.
@@ -114,6 +119,7 @@ class FakeProducer:
         if any(POISON in record.value for record in records):
             kafka.story.append(f"refused {len(records)}")
             refusal = RecordsRefused("too large")
+            refusal.for_size = kafka.for_size
             refusal.batches = [
                 batch for batch in kafka.batches(len(records)) if any(POISON in records[place].value for place in batch)
             ]
@@ -127,6 +133,13 @@ class FakeProducer:
         if late is not None:
             raise late
         self._usable = True
+
+    async def try_beside(self, record: Record, others: Sequence[Record]) -> None:
+        assert self._usable, "used again after an error"
+        self._usable = False
+        self._kafka.beside.append((record, list(others)))
+        if self._kafka.refuses_beside:
+            raise RecordsRefused("unknown error")
 
     async def close(self) -> None:
         self._usable = False
@@ -658,6 +671,35 @@ async def test_an_event_is_dead_only_after_the_broker_took_something_else_right_
     async with publishing(spool, kafka):
         await until(lambda: spool.depth == 0)
     assert kafka.story[:4] == ["refused 2", "refused 1", "published 0", "buried"]
+
+
+async def test_without_a_word_of_size_an_event_is_dead_only_after_its_partition_took_another(
+    spool: Spool, kafka: FakeKafka, make_event: MakeEvent, until: Until
+) -> None:
+    # As it is when a whole partition is broken, and the watermark's is not.
+    kafka.refuses_beside = True
+    sent = await fill(spool, [poison(make_event, 0), make_event(1), make_event(2)])
+    async with publishing(spool, kafka) as publisher:
+        await until(lambda: "refuses everything" in (publisher.last_error or ""))
+        assert (spool.dead, spool.depth, publisher.connected) == ({}, 3, False)
+        judged, others = kafka.beside[-1]
+        assert (judged.value, [other.value for other in others]) == (sent[0], sent[1:])
+
+        kafka.refuses_beside = False
+        await until(lambda: spool.depth == 0)
+    assert len(spool.dead) == 1
+    assert kafka.bodies == [b"{}", *sent[1:]]
+
+
+async def test_an_event_that_is_too_large_is_dead_whatever_its_partition_takes(
+    spool: Spool, kafka: FakeKafka, make_event: MakeEvent, until: Until
+) -> None:
+    kafka.for_size = kafka.refuses_beside = True
+    sent = await fill(spool, [poison(make_event, 0), make_event(1)])
+    async with publishing(spool, kafka):
+        await until(lambda: spool.depth == 0)
+    assert kafka.bodies == [b"{}", sent[1]]
+    assert not kafka.beside
 
 
 @pytest.mark.parametrize("where", ["start", "publish"])

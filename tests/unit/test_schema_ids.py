@@ -52,6 +52,9 @@ class FakeKafka:
     async def publish(self, records: Sequence[Record], _: Watermark) -> None:
         self.records += records
 
+    async def try_beside(self, _: Record, __: Sequence[Record]) -> None:
+        raise AssertionError("nothing is refused here")
+
     async def close(self) -> None:
         pass
 
