@@ -136,6 +136,30 @@ def test_a_dead_relays_commit_that_arrives_late_doubles_nothing(
     assert not verdict(kafka, relay, sent).faults
 
 
+def test_a_transaction_that_kafka_gave_up_while_the_relay_was_frozen_is_made_again_once(
+    proxied: tuple[LocalKafka, KafkaProxy], make_relay: MakeRelay
+) -> None:
+    kafka, proxy = proxied
+    relay = make_relay(kafka).start(connected=True)
+    sent = send(relay)
+    relay.wait_until_drained()
+    proxy.hold_request(END_TXN)
+    late = send(relay)
+    assert proxy.holding.wait(30)
+
+    relay.freeze()
+    # Comes to its end once no transaction is open any more.
+    there = read_topics(kafka.bootstrap_servers, relay.settings["RELAY_TOPIC"], seconds=120)
+    assert len(there) == len(sent)
+    proxy.forward()
+    relay.thaw()
+
+    sent += late + send(relay)
+    relay.wait_until_drained()
+    assert relay.stop() == 0
+    assert not verdict(kafka, relay, sent).faults
+
+
 def test_nothing_is_doubled_or_lost_when_produced_records_are_never_confirmed(
     proxied: tuple[LocalKafka, KafkaProxy], make_relay: MakeRelay
 ) -> None:
