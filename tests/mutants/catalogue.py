@@ -278,6 +278,17 @@ MUTANTS = (
         [f"{_PUBLISHER}::test_an_event_is_not_judged_while_kafka_takes_nothing_at_all"],
     ),
     Mutant(
+        "an event is judged without another one of its partition",
+        [
+            Edit(
+                "publisher.py",
+                "await probe.try_beside(self._record(entry), [self._record(other) for other in others])\n",
+                "assert others is not None\n",
+            )
+        ],
+        [f"{_PUBLISHER}::test_without_a_word_of_size_an_event_is_dead_only_after_its_partition_took_another"],
+    ),
+    Mutant(
         "backoff without a new producer",
         [
             Edit(
