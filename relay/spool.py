@@ -355,8 +355,6 @@ class Spool:
         if error is not None or change.entries or change.probe_bytes is not None:
             self._note_state(error)
         self._note_filling()
-        if self._store.shrinkable:
-            self._trim_later()
         if self._gathering:
             self._hand_over_soon()
 

@@ -12,6 +12,7 @@ import logging
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
@@ -34,8 +35,12 @@ log = logging.getLogger(__name__)
 
 #: Beyond the limit, for what makes room again: trims, dead events, dedupe memory.
 HEADROOM_BYTES = 8 << 20
-#: How much of the file is given back to the file system after one transaction, with events and without.
-_VACUUM_BYTES, _IDLE_VACUUM_BYTES = 1 << 20, 8 << 20
+#: The file is written anew, without its free pages, once so many bytes of it are free and few are left: that takes half
+#: a second at most. Page by page SQLite looks through all that are free for each that it gives back: half a
+#: minute of CPU for a gigabyte, at the end of an outage.
+_FREE_BYTES, _LEFT_BYTES = 16 << 20, 32 << 20
+#: Seconds until that is tried again, if it failed.
+_COMPACTION_PAUSE = 60.0
 #: For how many transactions the bytes in use are reckoned before they are asked for.
 _ESTIMATES = 32
 _INSERT = "INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?)"
@@ -105,11 +110,15 @@ class Store:
 
         Raises: SpoolInUse, SpoolUnusable.
         """
-        self._path = path
+        try:
+            # By whatever link it is reached: what lies beside it is the file's.
+            self._path = path = path.resolve()
+        except (OSError, RuntimeError) as error:
+            raise SpoolUnusable(f"The spool {path} cannot be opened: {error}.") from error
         self._max_pages = (max_bytes + HEADROOM_BYTES) // PAGE_SIZE
         self._reserve = Reserve(path.with_name(path.name + ".reserve"))
         self._used_bytes = self._estimates = 0
-        self._shrinkable = False
+        self._compaction_failed_at = -_COMPACTION_PAUSE
         self._reading = threading.Lock()
         try:
             make_directory(path.parent)
@@ -141,6 +150,8 @@ class Store:
             connection.execute("PRAGMA synchronous=FULL")
             # Some builds overwrite all that is deleted, and so write every body a second time.
             connection.execute("PRAGMA secure_delete=FAST")
+            # What compaction puts aside is nobody else's business, and there may be no other place that can be written.
+            connection.execute("PRAGMA temp_store=MEMORY")
             connection.execute(f"PRAGMA max_page_count={self._max_pages}")
             mode, level = (
                 connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")
@@ -270,11 +281,6 @@ class Store:
                 execute("INSERT INTO digests VALUES (?, ?, ?)", (change.published, change.accepted_at, change.digests))
         execute("COMMIT")
 
-    @property
-    def shrinkable(self) -> bool:
-        """Whether a further `write` gives space back to the file system."""
-        return self._shrinkable
-
     def _tidy(self, connection: sqlite3.Connection, change: Change) -> None:
         self._estimates += 1
         if change.is_plain and self._estimates < _ESTIMATES:
@@ -286,11 +292,17 @@ class Store:
         self._reserve.keep()
         pages, free = spool_file.pages(connection)
         self._used_bytes = (pages - free) * PAGE_SIZE
-        vacuum_bytes = _VACUUM_BYTES if change.entries else _IDLE_VACUUM_BYTES
-        self._shrinkable = free > max(pages // 2, _VACUUM_BYTES // PAGE_SIZE)
-        if self._shrinkable:
-            # executescript: the pragma frees one page a step, and in Python 3.11 execute takes one step only.
-            connection.executescript(f"PRAGMA incremental_vacuum({vacuum_bytes // PAGE_SIZE})")
+        free_bytes = free * PAGE_SIZE
+        if free_bytes > max(_FREE_BYTES, self._used_bytes) and self._used_bytes < _LEFT_BYTES:
+            self._compact(connection)
+
+    def _compact(self, connection: sqlite3.Connection) -> None:
+        now = time.monotonic()
+        if now < self._compaction_failed_at + _COMPACTION_PAUSE:
+            return
+        self._compaction_failed_at = now
+        connection.execute("VACUUM")
+        self._compaction_failed_at = -_COMPACTION_PAUSE
 
     def _give_up_writer(self) -> None:
         # After a failed write or fsync nothing that this connection believes about the file can be relied upon;

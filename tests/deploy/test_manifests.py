@@ -221,7 +221,7 @@ def test_every_volume_is_there_and_every_file_in_it(pod: Pod) -> None:
 def test_spool_has_a_volume_with_room_to_spare(pod: Pod) -> None:
     volume = pod.volumes[pod.mounts(pod.relay)[str(pod.settings.spool_path.parent)]]
     size = volume["emptyDir"]["sizeLimit"] if "emptyDir" in volume else volume["resources"]["requests"]["storage"]
-    # The write-ahead log beside the file, and what one vacuum has not given back yet.
+    # The write-ahead log beside the file.
     assert _bytes(size) >= 1.5 * pod.settings.spool_max_bytes
 
 

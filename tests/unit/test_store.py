@@ -108,6 +108,23 @@ def test_a_second_owner_is_refused_by_another_name_too(path: Path, store: Store,
             Store(name, MAX_BYTES)
 
 
+def test_what_lies_beside_a_spool_is_where_its_file_is(path: Path, tmp_path: Path) -> None:
+    path.parent.mkdir()
+    link = tmp_path / "elsewhere" / "link.db"
+    link.parent.mkdir()
+    link.symlink_to(path)
+    with closing(Store(link, MAX_BYTES)):
+        assert list(link.parent.iterdir()) == [link]
+    assert {file.name for file in path.parent.iterdir()} >= {"relay.db", "relay.db.lock", "relay.db.reserve"}
+
+
+def test_a_link_that_leads_nowhere_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.db").symlink_to(tmp_path / "b.db")
+    (tmp_path / "b.db").symlink_to(tmp_path / "a.db")
+    with pytest.raises(SpoolUnusable, match=r"a\.db cannot be opened"):
+        Store(tmp_path / "a.db", MAX_BYTES)
+
+
 def test_another_process_is_refused(path: Path, store: Store) -> None:
     script = "import sys; from pathlib import Path; from relay.store import Store; Store(Path(sys.argv[1]), 1 << 28)"
     ran = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=False)
@@ -573,11 +590,41 @@ def test_used_bytes_follow_what_is_held(store: Store, make_event: MakeEvent) -> 
 
 
 def test_the_file_is_given_back_after_a_backlog(path: Path, make_event: MakeEvent) -> None:
+    events = [make_event(number, padding=1_000_000) for number in range(30)]
     with closing(Store(path, MAX_BYTES)) as store:
-        events = [make_event(number, padding=1_000_000) for number in range(30)]
         store.write(Change(entries_from(1, events), total_events=30))
-        store.write(Change(published=30))
-        for number in range(31, 131):
-            store.write(Change([(number, make_event(number))], total_events=number, published=number - 1))
-        assert [sequence for sequence, _ in read_all(store)] == [130]
-    assert path.stat().st_size < 8_000_000
+        store.write(Change(published=9, digests=b"d" * 16, dead=[((9, events[8]), "refused")]))
+        used = store.write(Change(published=29))
+        assert read_all(store) == entries_from(30, events[29:])
+        assert store.contents(0).dead == {9: "refused"}
+        assert [joined for _, joined in store.digests(0)] == [b"d" * 16, events[29].digest[:16]]
+        assert store.contents(0).used_bytes <= used < 3_000_000
+    assert path.stat().st_size < 3_000_000
+    with closing(Store(path, MAX_BYTES)) as store:
+        test_sqlite_is_told_to_lose_nothing(store)
+        assert read_all(store) == entries_from(30, events[29:])
+
+
+def test_a_file_that_cannot_be_given_back_takes_events_all_the_same_and_is_given_back_later(
+    store: Store, path: Path, make_event: MakeEvent, caplog: pytest.LogCaptureFixture
+) -> None:
+    def pages() -> int:
+        return spool_file.pages(store._reader)[0]
+
+    events = [make_event(number, padding=1_000_000) for number in range(30)]
+    store.write(Change(entries_from(1, events), total_events=30))
+    full = pages()
+    assert store._writer is not None
+    store._writer.set_authorizer(lambda action, *_: sqlite3.SQLITE_DENY if action == sqlite3.SQLITE_ATTACH else 0)
+
+    store.write(Change(published=30))
+    assert [getattr(record, "action", "") for record in caplog.records] == ["spool_not_tidied"]
+    for number in range(31, 36):
+        store.write(Change([(number, make_event(number))], total_events=number, published=number - 1))
+    assert [sequence for sequence, _ in read_all(store)] == [35]
+    assert pages() == full
+
+    store._compaction_failed_at -= 3600
+    store.write(Change(published=35))
+    assert pages() < full / 10
+    assert len(caplog.records) == 1
