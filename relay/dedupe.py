@@ -45,6 +45,7 @@ class _Slice:
     def add(self, digests: bytes, accepted_at: int) -> None:
         age = max(0, accepted_at - self.started_at).to_bytes(_TIME_BYTES, "big")
         buckets = self._buckets
+        # As _bucket has it, but for the call: this is done a million times at a start.
         for start in range(0, len(digests), DIGEST_BYTES):
             digest = digests[start : start + DIGEST_BYTES]
             buckets[(digest[0] << 8 | digest[1]) % _BUCKETS] += digest + age

@@ -146,16 +146,17 @@ class Producer:
         except (KafkaTimeout, PartitionLeaderless) as error:
             raise await self._explained(error) from error
 
-    async def try_beside(self, record: Record, others: Sequence[Record]) -> None:
+    async def try_partition(self, record: Record) -> None:
         """
-        Writes the smallest of *others* that belongs on the partition of *record*, if one does, and never commits it:
-        this producer, which must be transactional, is of no more use then.
+        Looks whether the partition of *record* takes anything at all: an empty object, which is never committed. This
+        producer, which must be transactional, is of no more use then.
 
-        Raises: KafkaLost; RecordsRefused if that one is refused, too.
+        Raises: KafkaLost; RecordsRefused if it takes nothing.
         """
-        place = self._place(record)
-        if beside := [other for other in others if self._place(other) == place]:
-            await self.publish([min(beside, key=lambda other: len(other.value))], commit=False)
+        assert self.transactional, "or it would stay there"
+        _, partition = self._place(record)
+        harmless = record._replace(key=record.key or b"-", value=b"{}", headers=[], partition=partition)
+        await self.publish([harmless], commit=False)
 
     async def _publish(self, records: Sequence[Record], watermark: Watermark | None, *, commit: bool) -> None:
         producer = self._producer

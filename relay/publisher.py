@@ -84,8 +84,8 @@ class Producer(Protocol):
     async def publish(self, records: Sequence[Record], watermark: Watermark) -> None:
         """Writes all or nothing."""
 
-    async def try_beside(self, record: Record, others: Sequence[Record]) -> None:
-        """Looks whether one of *others* is taken where *record* belongs, if one belongs there. Its last act."""
+    async def try_partition(self, record: Record) -> None:
+        """Looks whether the partition of *record* takes anything at all, and leaves nothing there. Its last act."""
 
     async def close(self) -> None:
         """Gives the connection up at once."""
@@ -276,18 +276,17 @@ class Publisher:
             self._source.published(covered[-1])
 
     async def _judge(self, entry: Entry, error: RecordsRefused) -> None:
-        # The broker refused this one alone. It is the event's own fault only if the broker takes something else
-        # right after: a watermark that covers nothing new, and unless it spoke of size, another event of its partition.
+        # The broker refused this one alone. It is the event's own fault only if the broker takes something else right
+        # after: a watermark that covers nothing new, and unless it spoke of size, something on the event's partition.
         probe = self._connect()
         try:
             self._covered = await self._resume(probe)
             harmless = [] if probe.transactional else [self._records.refusal(*entry, str(error), _now())]
             await probe.publish(harmless, self._source.watermark(self._covered))
             if probe.transactional and not error.for_size:
-                others = [other for other in self._hand[1:] if self._records.ready(other[1])]
-                await probe.try_beside(self._record(entry), [self._record(other) for other in others])
+                await probe.try_partition(self._record(entry))
         except RecordsRefused as refusal:
-            raise KafkaLost(f"Kafka refuses everything: {refusal}") from refusal
+            raise KafkaLost(f"Kafka refuses everything there: {refusal}") from refusal
         finally:
             await probe.close()
         await self._source.bury(entry, str(error))

@@ -13,7 +13,6 @@ from kafka_for_tests import FoundKafka
 from oracle import read_topics
 
 import relay.kafka
-from relay.cluster import key_hash
 from relay.connection import Connection
 from relay.dev.kafka import LocalKafka
 from relay.errors import (
@@ -213,48 +212,46 @@ async def test_a_record_that_the_broker_refuses_takes_the_whole_cycle_back(
     assert await asyncio.to_thread(values, kafka, topic_name) == [b"small"] * 50
 
 
-async def test_what_is_tried_beside_a_refused_record_is_of_its_partition_and_never_committed(
+async def test_what_a_partition_is_tried_with_is_never_committed(
     kafka: FoundKafka, make_producer: MakeProducer, topic_name: str
 ) -> None:
-    kafka.create_topics(topic_name, partitions=2, config={"max.message.bytes": "50000"})
-    chats = [b"chat-%d" % number for number in range(20)]
-    here, *others_here = [chat for chat in chats if key_hash(chat) % 2 == 0]
-    there = next(chat for chat in chats if key_hash(chat) % 2)
-    refused, large = record(topic_name, b"x" * 60_000, here), b"y" * 70_000
-
+    kafka.create_topics(topic_name, partitions=2, config={"max.message.bytes": "1000"})
+    refused = record(topic_name, b"x" * 2_000)
     producer = make_producer(kafka)
     await producer.start()
-    await producer.try_beside(refused, [record(topic_name, large, there)])  # That is not its partition.
-    others = [record(topic_name, large, others_here[0]), record(topic_name, b"small", others_here[1])]
-    await producer.try_beside(refused, others)
+    await producer.try_partition(refused)
     await producer.close()
 
     producer = make_producer(kafka)
     assert await producer.start() is None
-    with pytest.raises(RecordsRefused, match=rf"{topic_name} partition 0") as refusal:
-        await producer.try_beside(refused, others[:1])
+    with pytest.raises(RecordsRefused, match=rf"{topic_name} partition") as refusal:
+        await producer.publish([refused], watermark(1))
     assert refusal.value.for_size
     await producer.close()
 
     producer = make_producer(kafka)
     await producer.start()
-    await producer.publish([record(topic_name, b"committed", here)], watermark(1))
+    await producer.publish([record(topic_name, b"committed")], watermark(1))
     assert await asyncio.to_thread(values, kafka, topic_name) == [b"committed"]
 
 
-async def test_what_the_broker_refuses_without_a_word_of_size_is_told_apart(
+async def test_what_a_partition_refuses_for_itself_is_no_fault_of_the_partition(
     kafka: FoundKafka, make_producer: MakeProducer, topic_name: str
 ) -> None:
-    kafka.create_topics(topic_name, partitions=1, config={"cleanup.policy": "compact"})
+    kafka.create_topics(topic_name, partitions=3, config={"cleanup.policy": "compact"})
+    # A compacted topic takes no record without a key.
+    refused = record(topic_name, b"no key")._replace(key=None)
     producer = make_producer(kafka)
     await producer.start()
 
     with pytest.raises(RecordsRefused) as refusal:
-        await producer.publish(
-            [record(topic_name, b"a compacted topic takes no record without a key")._replace(key=None)]
-        )
-
+        await producer.publish([refused], watermark(1))
     assert not refusal.value.for_size
+    await producer.close()
+
+    producer = make_producer(kafka)
+    await producer.start()
+    await producer.try_partition(refused)
 
 
 # --- Topics ---

@@ -50,9 +50,9 @@ class FakeKafka:
         self.on_fault: Callable[[], None] = lambda: None
         #: The places of so many records, batch by batch, if a refusal tells of them.
         self.batches: Callable[[int], list[Sequence[int]]] = lambda _: []
-        #: The records that were judged, each with those of which one was to be tried beside it; and whether that fails.
-        self.beside: list[tuple[Record, list[Record]]] = []
-        self.refuses_beside = False
+        #: The values of the records whose partition was tried; and whether that fails.
+        self.tried: list[bytes] = []
+        self.partition_is_broken = False
         #: Whether it is for their size that records are refused.
         self.for_size = False
         self.down: Exception | None = None
@@ -134,11 +134,11 @@ class FakeProducer:
             raise late
         self._usable = True
 
-    async def try_beside(self, record: Record, others: Sequence[Record]) -> None:
+    async def try_partition(self, record: Record) -> None:
         assert self._usable, "used again after an error"
         self._usable = False
-        self._kafka.beside.append((record, list(others)))
-        if self._kafka.refuses_beside:
+        self._kafka.tried.append(record.value)
+        if self._kafka.partition_is_broken:
             raise RecordsRefused("unknown error")
 
     async def close(self) -> None:
@@ -673,19 +673,18 @@ async def test_an_event_is_dead_only_after_the_broker_took_something_else_right_
     assert kafka.story[:4] == ["refused 2", "refused 1", "published 0", "buried"]
 
 
-async def test_without_a_word_of_size_an_event_is_dead_only_after_its_partition_took_another(
+async def test_without_a_word_of_size_an_event_is_dead_only_after_its_partition_took_something(
     spool: Spool, kafka: FakeKafka, make_event: MakeEvent, until: Until
 ) -> None:
     # As it is when a whole partition is broken, and the watermark's is not.
-    kafka.refuses_beside = True
+    kafka.partition_is_broken = True
     sent = await fill(spool, [poison(make_event, 0), make_event(1), make_event(2)])
     async with publishing(spool, kafka) as publisher:
         await until(lambda: "refuses everything" in (publisher.last_error or ""))
         assert (spool.dead, spool.depth, publisher.connected) == ({}, 3, False)
-        judged, others = kafka.beside[-1]
-        assert (judged.value, [other.value for other in others]) == (sent[0], sent[1:])
+        assert set(kafka.tried) == {sent[0]}
 
-        kafka.refuses_beside = False
+        kafka.partition_is_broken = False
         await until(lambda: spool.depth == 0)
     assert len(spool.dead) == 1
     assert kafka.bodies == [b"{}", *sent[1:]]
@@ -694,12 +693,12 @@ async def test_without_a_word_of_size_an_event_is_dead_only_after_its_partition_
 async def test_an_event_that_is_too_large_is_dead_whatever_its_partition_takes(
     spool: Spool, kafka: FakeKafka, make_event: MakeEvent, until: Until
 ) -> None:
-    kafka.for_size = kafka.refuses_beside = True
+    kafka.for_size = kafka.partition_is_broken = True
     sent = await fill(spool, [poison(make_event, 0), make_event(1)])
     async with publishing(spool, kafka):
         await until(lambda: spool.depth == 0)
     assert kafka.bodies == [b"{}", sent[1]]
-    assert not kafka.beside
+    assert not kafka.tried
 
 
 @pytest.mark.parametrize("where", ["start", "publish"])

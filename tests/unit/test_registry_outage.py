@@ -121,7 +121,7 @@ class FakeKafka:
     async def publish(self, records: Sequence[Record], _: Watermark) -> None:
         self.records += records
 
-    async def try_beside(self, _: Record, __: Sequence[Record]) -> None:
+    async def try_partition(self, _: Record) -> None:
         raise AssertionError("nothing is refused here")
 
     async def close(self) -> None:
