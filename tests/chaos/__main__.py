@@ -74,7 +74,7 @@ def _run(arguments: argparse.Namespace) -> bool:
         with world:
             outcome = Run(world, steps, seconds=arguments.minutes * 60, journal=journal, say=say).run()
     print(f"\n{report(outcome, world.ledger, cluster=arguments.cluster)}\n\nCommand: {command}")
-    return _keep_evidence(outcome, directory) and not outcome.late
+    return _keep_evidence(outcome, directory)
 
 
 def _command(arguments: argparse.Namespace) -> str:
@@ -84,12 +84,14 @@ def _command(arguments: argparse.Namespace) -> str:
 
 
 def _keep_evidence(outcome: Outcome, directory: Path) -> bool:
-    if outcome.failure is None:
+    if outcome.failure is None and not outcome.late:
         shutil.rmtree(directory)
         return True
     for broker in (directory / "kafka").glob("broker-*"):
         shutil.rmtree(broker / "data", ignore_errors=True)
-    print(f"\nFAILED: {outcome.failure}\n\nSchedule, logs and spools are in {directory}", flush=True)
+    print(
+        f"\nFAILED: {outcome.failure or 'the time was up'}\n\nSchedule, logs and spools are in {directory}", flush=True
+    )
     return False
 
 

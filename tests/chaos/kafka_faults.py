@@ -37,7 +37,7 @@ def cut_connections(world: World, step: Step) -> str:
     for size in after:
         world.proxies.cut(size)
         time.sleep(step.seconds)
-        wait_until(lambda: not world.proxies.cutting, "a connection is cut", seconds=60)
+        wait_until(lambda: not world.proxies.cutting, "a connection is cut", seconds=PATIENCE)
     return f"after {', '.join(map(str, after))} bytes"
 
 
@@ -151,8 +151,10 @@ def recreate_topic(world: World, step: Step) -> str:
             for future in admin.delete_topics([TOPIC], operation_timeout=30).values():
                 future.result(60)
             wait_until(lambda: TOPIC not in admin.list_topics(timeout=30).topics, "it is gone", seconds=60, pause=0.1)
+            time.sleep(1)  # Not every broker knows at once, and one that does not may take what it then forgets.
         accepted = world.ledger.accepted
         time.sleep(step.seconds)
+        wait_until(lambda: world.ledger.accepted > accepted, "events come while there is no topic")
         world.create_topics(TOPIC)
         world.forget_position(TOPIC)
     return f"{world.ledger.accepted - accepted} events were accepted meanwhile"

@@ -10,7 +10,7 @@ from . import wal
 from .ledger import Chat
 from .schedule import Step
 from .syscalls import Control
-from .world import Fault, NoEffect, World
+from .world import PATIENCE, Fault, NoEffect, World
 
 _HOUR = 3600.0
 _CLOCK_SLACK = 60.0
@@ -104,8 +104,8 @@ def break_disk(world: World, step: Step) -> str:
     full, syncs = step.kind == "disk full", step.kind.endswith("fsync")
     with control.disk_full() if full else control.disk_broken(syncs=syncs):
         time.sleep(step.seconds)
-    if control.failed == failed:
-        raise NoEffect
+        # The relay may be frozen meanwhile.
+        wait_until(lambda: control.failed > failed, "a call fails", seconds=PATIENCE)
     return f"{control.failed - failed} calls failed"
 
 
@@ -120,9 +120,14 @@ def limit_spool(world: World, step: Step) -> None:
 
 def tear_wal(world: World, step: Step) -> str:
     path = world.relay.spool_path
+    log = path.with_name(f"{path.name}-wal")
+    # The first transaction in a log is preceded by an fsync of its header alone.
+    wait_until(
+        lambda: log.exists() and bool(wal.frames(log.read_bytes())), "the log has transactions", seconds=PATIENCE
+    )
     with _control(world).commit_held():
         world.relay.kill()
-    torn = wal.tear(path.with_name(f"{path.name}-wal"), random.Random(step.seed))
+    torn = wal.tear(log, random.Random(step.seed))
     world.start_relay()
     if torn is None:
         raise NoEffect

@@ -92,7 +92,8 @@ class Run:
         for step in self._steps:
             if time.monotonic() > self._begun + self._seconds:
                 self._say(f"the time is up before fault {step.number}")
-                self.outcome.late = len(self._steps) - step.number + 1
+                left = self._steps[step.number - 1 :]
+                self.outcome.late = sum(not self._impossible(_KINDS[it.kind]) for it in left)
                 break
             kind = _KINDS[step.kind]
             if reason := self._impossible(kind):
