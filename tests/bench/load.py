@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -166,7 +167,7 @@ def _template(chat: int, type_: str, connection: str) -> tuple[bytes, bytes]:
         "User-Agent: node-fetch/1.0 (+https://github.com/bitinn/node-fetch)\r\nAccept-Encoding: gzip,deflate\r\n"
         f"Host: 127.0.0.1\r\nConnection: {connection}\r\n\r\n"
     )
-    event = json.loads(_SAMPLE.read_bytes())
+    event = json.loads(_sample())
     message = event["messages"][0]
     event |= {"_id": f"bench-{chat:011}", "type": type_}
     message["rid"] = event["_id"]
@@ -174,6 +175,11 @@ def _template(chat: int, type_: str, connection: str) -> tuple[bytes, bytes]:
     message["msg"] = "Where is it? ".ljust(BODY_BYTES - len(_compact(event)), ".")
     before, after = _compact(event).split(_PLACE.encode())
     return head.encode() + before, after
+
+
+@cache
+def _sample() -> bytes:
+    return _SAMPLE.read_bytes()
 
 
 def _compact(event: object) -> bytes:
