@@ -27,6 +27,7 @@ from spool_moments import at_each_moment, copy_spool
 from relay import backlog as backlog_module
 from relay import batch as batch_module
 from relay import spool as spool_module
+from relay import store as store_module
 from relay.batch import Entry
 from relay.errors import SpoolFailed, SpoolFull
 from relay.event import Delivery, Event
@@ -88,6 +89,7 @@ class SpoolModel(RuleBasedStateMachine):
             (spool_module, "TRIM_SECONDS", 3600.0),  # Only with another write: which one, is for the rules to say.
             (backlog_module, "MEMORY_BYTES", 5_000),
             (batch_module, "ROW_BYTES", 4_000),
+            (store_module, "_FREE_BYTES", 20_000),
         ):
             self.stack.enter_context(patch.object(module, name, value))
         self.numbers = itertools.count(1)

@@ -13,6 +13,7 @@ from power_loss import Disk
 from prometheus_client import CollectorRegistry
 
 from relay import spool as spool_module
+from relay import store as store_module
 from relay.errors import SpoolFailed
 from relay.event import Event
 from relay.metrics import Metrics
@@ -70,6 +71,7 @@ async def test_every_answered_event_is_there_after_a_fault_at_any_moment(
     path: Path, tmp_path: Path, make_event: MakeEvent, monkeypatch: pytest.MonkeyPatch, *, seed: int, fault: str
 ) -> None:
     monkeypatch.setattr(spool_module, "TRIM_SECONDS", 0.005)
+    monkeypatch.setattr(store_module, "_FREE_BYTES", 50_000)
     rng, of_the_disk = random.Random(seed), random.Random(seed)
     disk = Disk()
     answered: list[bytes] = []
