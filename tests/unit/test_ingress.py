@@ -656,6 +656,20 @@ async def test_a_late_answer_is_not_noted(port: Port, monkeypatch: pytest.Monkey
     assert port.store.answered_events == []
 
 
+@pytest.mark.parametrize(("frozen", "noted"), [(0.0, True), (0.5, False)])
+async def test_an_answer_is_late_too_if_the_request_waited_for_a_frozen_relay(
+    port: Port, until: Until, monkeypatch: pytest.MonkeyPatch, *, frozen: float, noted: bool
+) -> None:
+    monkeypatch.setattr(ingress, "SENDER_PATIENCE", 0.4)
+    with socket.create_connection(("127.0.0.1", port.number)) as sock:
+        sock.sendall(request(LEAD))
+        time.sleep(frozen)  # noqa: ASYNC251 - the loop stands still: that is the point
+        await until(lambda: port.store.events)
+        assert (await port.ask(request(MESSAGE))).status == 200
+        assert sock.recv(4096).startswith(b"HTTP/1.1 200 ")
+    assert bool(port.store.answered_events) is noted
+
+
 async def test_an_answer_that_nobody_waits_for_is_not_noted(
     port: Port, until: Until, caplog: pytest.LogCaptureFixture
 ) -> None:
