@@ -41,8 +41,8 @@ class Event:
     """One event and what became of it. Its position is its place in its chat."""
 
     __slots__ = (
-        "answered_at", "chat", "done", "failed_tries", "landed", "large", "may_double", "position", "reason",
-        "sent_at",
+        "answered_at", "chat", "done", "failed_tries", "landed", "landings", "large", "may_double", "position",
+        "reason", "sent_at",
     )  # fmt: skip
 
     def __init__(self, chat: Chat, position: int, reason: str | None, large: bytes | None) -> None:
@@ -58,6 +58,8 @@ class Event:
         #: Tries that were not answered 200: of each of them nobody knows what came of it.
         self.failed_tries = 0
         self.landed = 0
+        #: How often each occurrence has.
+        self.landings: dict[str, int] = {}
         self.may_double = False
 
 
@@ -185,11 +187,13 @@ class Ledger:
 
     def _count(self, record: Landed, event: Event, occurrence: str) -> None:
         event.landed += 1
+        times = event.landings[occurrence] = event.landings.get(occurrence, 0) + 1
         if event.landed > 1:
             repeatable = record.header("ce_type") in _REPEATABLE
-            if repeatable and occurrence == str(event.landed) and event.landed <= event.failed_tries + 1:
+            if repeatable and times == 1 and occurrence == str(len(event.landings)) and self._may_repeat(event):
                 self.excused["repeat"] += 1
-            elif event.may_double and event.landed == 2:
+            elif event.may_double and times == 2:
+                # Of a repeat, too, each of two relays may have taken a try.
                 self.excused["doubled"] += 1
             else:
                 self.blame("duplicated", f"{record.place}: {record.header('ce_id')}, {event.landed} times")
@@ -205,6 +209,10 @@ class Ledger:
         if event.position < event.chat.landed and event.answered_at is not None:
             self.blame("reordered", f"{record.place}: event {event.position} of its chat after {event.chat.landed}")
         event.chat.landed = max(event.chat.landed, event.position)
+
+    @staticmethod
+    def _may_repeat(event: Event) -> bool:
+        return len(event.landings) <= event.failed_tries + 1
 
     def _body(self, record: Landed) -> bytes:
         value = record.value or b""

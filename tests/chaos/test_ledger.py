@@ -214,6 +214,24 @@ def test_two_relays_may_double_what_both_were_sent_and_nothing_else(ledger: Ledg
     assert ledger.faults == {"duplicated": 2}
 
 
+def test_two_relays_may_double_a_repeat_too_and_nothing_else(ledger: Ledger) -> None:
+    value = body(1, "LivechatEdit")
+    event = ledger.send(Chat(), value)
+    for _ in range(2):
+        ledger.failed(event)
+    ledger.excuse_doubled()
+    ledger.answered(event)
+
+    for offset, suffix in enumerate(("", ".2", ".2", "")):
+        ledger.land([landed(value, offset, suffix=suffix, type_="session.edited")])
+    assert not ledger.faults
+    assert ledger.excused == {"repeat": 1, "doubled": 2}
+
+    for offset, suffix in enumerate((".2", "", ".4"), start=4):
+        ledger.land([landed(value, offset, suffix=suffix, type_="session.edited")])
+    assert ledger.faults == {"duplicated": 3}
+
+
 def test_a_body_that_is_too_large_may_be_announced_in_place_of_itself(ledger: Ledger) -> None:
     chat = Chat()
     for number in (1, 2):
