@@ -9,6 +9,7 @@ import asyncio
 import logging
 import socket
 import struct
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -231,11 +232,14 @@ def _since_sent(transport: asyncio.Transport) -> float:
     A request waits for a relay that is frozen, or has no CPU, before the relay knows of it.
     """
     connection = transport.get_extra_info("socket")
-    if connection is None or not hasattr(socket, "TCP_INFO"):
+    if connection is None or sys.platform != "linux":
         return 0.0
-    # tcpi_last_data_recv of struct tcp_info, in milliseconds: linux/tcp.h.
-    information = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-    (milliseconds,) = struct.unpack_from("=I", information, _LAST_DATA_RECEIVED)
+    try:
+        # tcpi_last_data_recv of struct tcp_info, in milliseconds: linux/tcp.h.
+        information = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+        (milliseconds,) = struct.unpack_from("=I", information, _LAST_DATA_RECEIVED)
+    except (OSError, struct.error):  # It has just ended, or this is a kernel that only looks like Linux.
+        return 0.0
     return float(milliseconds) / 1000
 
 
