@@ -20,7 +20,8 @@ class KafkaProxy:
     def __init__(self, port: int, target: int) -> None:
         self._port = port
         self._target = target
-        self._loop = asyncio.new_event_loop()
+        self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+        self._loop = self._runner.get_loop()
         self._thread = threading.Thread(target=self._serve, name="kafka-proxy")
         self._listens = threading.Event()
         self._stop = asyncio.Event()
@@ -58,29 +59,21 @@ class KafkaProxy:
     ) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
-        self._loop.close()
 
     def _serve(self) -> None:
-        self._loop.run_until_complete(self._run())
+        with self._runner:  # It cancels what is still under way, and waits for that.
+            self._runner.run(self._run())
 
     async def _run(self) -> None:
-        connections: set[asyncio.Task[None]] = set()
-
         def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            # Our own tasks: the server's would be unknown here, and their writers left open, until they first run.
             task = asyncio.create_task(self._connection(reader, writer))
-            connections.add(task)
-            task.add_done_callback(connections.discard)
-            task.add_done_callback(lambda _: writer.close())
+            task.add_done_callback(lambda _: writer.close())  # Also of one that is cancelled before its first step.
 
         server = await asyncio.start_server(connected, "127.0.0.1", self._port)
         self._listens.set()
         await self._stop.wait()
         server.close()
-        for task in connections:
-            task.cancel()
-        if connections:
-            await asyncio.wait(connections)
+        await asyncio.sleep(0.01)  # What is accepted and not yet known to us would stay open for good.
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -110,10 +103,10 @@ class KafkaProxy:
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            there_writer.close()  # First: at the end even the waiting is cancelled.
             for way in ways:
                 way.cancel()
             await asyncio.wait(ways)
-            there_writer.close()
 
     async def _hold(self) -> None:
         self.holding.set()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import socket
 import struct
 import threading
@@ -20,9 +21,10 @@ class Proxies:
         self.ports = [listening.getsockname()[1] for listening in self._listening]
         #: Where each passes connections on to.
         self.targets = [0] * count
-        self._loop = asyncio.new_event_loop()
+        self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+        self._loop = self._runner.get_loop()
         self._stop = asyncio.Event()
-        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._run(),), name="proxies")
+        self._thread = threading.Thread(target=self._serve, name="proxies")
         self._writers: set[asyncio.StreamWriter] = set()
         self._delay = 0.0
         self._allowance: int | None = None
@@ -53,56 +55,44 @@ class Proxies:
     ) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
-        self._loop.close()
+
+    def _serve(self) -> None:
+        with self._runner:  # It cancels what is still under way, and waits for that.
+            self._runner.run(self._run())
 
     async def _run(self) -> None:
-        under_way: set[asyncio.Task[None]] = set()
+        def accept(number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = asyncio.create_task(self._connection(self.targets[number], reader, writer))
+            task.add_done_callback(lambda _: writer.close())  # Also of one that is cancelled before its first step.
 
-        async def connected(target: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            task = asyncio.current_task()
-            assert task
-            under_way.add(task)
-            with contextlib.suppress(OSError, asyncio.CancelledError):
-                await self._connection(self.targets[target], reader, writer)
-            under_way.discard(task)
-
-        servers: list[asyncio.Server] = []
-        for number, listening in enumerate(self._listening):
-
-            def accept(
-                reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int = number
-            ) -> "asyncio.Future[None]":
-                return asyncio.ensure_future(connected(number, reader, writer))
-
-            servers.append(await asyncio.start_server(accept, sock=listening))
+        servers = [
+            await asyncio.start_server(functools.partial(accept, number), sock=listening)
+            for number, listening in enumerate(self._listening)
+        ]
         await self._stop.wait()
         for server in servers:
             server.close()
-        for task in under_way:
-            task.cancel()
-        if under_way:
-            await asyncio.wait(under_way)
+        await asyncio.sleep(0.01)  # What is accepted and not yet known to us would stay open for good.
 
     async def _connection(self, target: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        ways: set[asyncio.Task[None]] = set()
-        there: asyncio.StreamWriter | None = None
         try:
-            self._writers.add(writer)
             there_reader, there = await asyncio.open_connection("127.0.0.1", target)
-            self._writers.add(there)
-            ways = {
-                asyncio.create_task(self._pass_on(reader, there)),
-                asyncio.create_task(self._pass_on(there_reader, writer)),
-            }
+        except OSError:
+            return
+        ends = {writer, there}
+        self._writers |= ends
+        ways = {
+            asyncio.create_task(self._pass_on(reader, there)),
+            asyncio.create_task(self._pass_on(there_reader, writer)),
+        }
+        try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            there.close()  # First: at the end even the waiting is cancelled.
+            self._writers -= ends
             for way in ways:
                 way.cancel()
-            if ways:
-                await asyncio.wait(ways)
-            for end in filter(None, (writer, there)):
-                self._writers.discard(end)
-                end.close()
+            await asyncio.wait(ways)
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
