@@ -33,7 +33,16 @@ RETRY_BACKOFF_MS = 100
 _LOOK_TIMEOUT = 3.0
 
 _MEANINGS: tuple[tuple[tuple[type[BaseException], ...], type[KafkaLost]], ...] = (
-    ((errors.MessageSizeTooLargeError, errors.CorruptRecordException, errors.UnknownError), RecordsRefused),
+    (
+        (
+            errors.MessageSizeTooLargeError,  # max.message.bytes of the topic
+            errors.RecordListTooLargeError,  # its segment.bytes
+            errors.InvalidTimestampError,  # its message.timestamp.before.max.ms: the event waited for longer
+            errors.CorruptRecordException,
+            errors.UnknownError,  # What aiokafka has no name for, such as INVALID_RECORD.
+        ),
+        RecordsRefused,
+    ),
     ((errors.ProducerFenced, errors.InvalidProducerEpoch, errors.IllegalOperation), Fenced),
     (
         (

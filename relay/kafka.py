@@ -14,6 +14,7 @@ Longer than other modules: what a transaction does, and how it is given up, are 
 import asyncio
 import contextlib
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from itertools import chain, zip_longest
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import MessageSizeTooLargeError
+from aiokafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
 
 from relay.cluster import PARTITIONS, START_TIMEOUT, Cluster, Topic, key_hash
 from relay.connection import Connection, meaning_of, translated, translation
@@ -47,6 +48,7 @@ _EXPLAIN_TRIES = 10
 _Batch = tuple[Any, list[int]]
 #: The places of a batch's records, its topic and its partition.
 _Sent = tuple[list[int], str | None, int]
+_TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
 _WATERMARK_CONFIG = {"cleanup.policy": "compact", "segment.bytes": str(16 << 20), "min.cleanable.dirty.ratio": "0.1"}
 
 
@@ -155,7 +157,10 @@ class Producer:
         """
         assert self.transactional, "or it would stay there"
         _, partition = self._place(record)
-        harmless = record._replace(key=record.key or b"-", value=b"{}", headers=[], partition=partition)
+        # Nothing of the event's own that a topic may refuse: no size, no missing key, no age.
+        harmless = Record(
+            record.topic, b"", b"-", b"{}", [], timestamp=time.time_ns() // 1_000_000, partition=partition
+        )
         await self.publish([harmless], commit=False)
 
     async def _publish(self, records: Sequence[Record], watermark: Watermark | None, *, commit: bool) -> None:
@@ -297,7 +302,7 @@ def _failure(failures: Sequence[tuple[BaseException, _Sent]]) -> KafkaLost:
     failure.__cause__ = error
     if isinstance(failure, RecordsRefused):
         failure.batches = [places for error, (places, *_) in failures if places and meaning_of(error) is RecordsRefused]
-        failure.for_size = all(isinstance(error, MessageSizeTooLargeError) for error, _ in failures)
+        failure.for_size = all(isinstance(error, _TOO_LARGE) for error, _ in failures)
     return failure
 
 

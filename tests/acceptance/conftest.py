@@ -1,9 +1,11 @@
 """Fixtures of the acceptance tests."""
 
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from acceptance.kafka_proxy import KafkaProxy
 from kafka_for_tests import FoundKafka
 from relay_process import RelayProcess
 from secured_kafka import SecuredKafka
@@ -29,6 +31,17 @@ def breakable_kafka(one_broker: LocalKafka) -> Iterator[LocalKafka]:
     (broker,) = one_broker.brokers
     broker.thaw()
     broker.start()
+
+
+@pytest.fixture
+def proxied(own_kafka: OwnKafka) -> Iterator[tuple[LocalKafka, KafkaProxy]]:
+    """Yield a Kafka of one broker that is reached through a proxy."""
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        port = reserved.getsockname()[1]
+    kafka = own_kafka(properties={"advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}"})
+    with KafkaProxy(port, kafka.brokers[0].port) as proxy:
+        yield kafka, proxy
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,8 @@
 
 import os
 import random
-import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
@@ -13,7 +12,6 @@ from acceptance.conftest import MakeRelay, OwnKafka
 from acceptance.http_client import post
 from acceptance.kafka_proxy import END_TXN, FETCH, INIT_PRODUCER_ID, LIST_OFFSETS, PRODUCE, KafkaProxy
 from acceptance.senders import Senders
-from confluent_kafka import Consumer, TopicPartition
 from kafka_for_tests import FoundKafka
 from oracle import Sent, Verdict, judge, read_topics
 from relay_process import RelayProcess, wait_until
@@ -196,66 +194,6 @@ def test_the_former_producer_is_ended_before_the_watermark_is_read(
     kinds = [kind for kind, frame in proxy.requests if kind == INIT_PRODUCER_ID or topic in frame]
     first_read = min(kinds.index(FETCH), kinds.index(LIST_OFFSETS))
     assert kinds.index(INIT_PRODUCER_ID) < first_read
-
-
-def test_consumers_that_read_uncommitted_see_twice_what_was_aborted_and_made_again(
-    proxied: tuple[LocalKafka, KafkaProxy], make_relay: MakeRelay
-) -> None:
-    kafka, proxy = proxied
-    relay = make_relay(kafka).start(connected=True)
-    proxy.hold_request(END_TXN)
-    sent = send(relay, chats=1, events=1)
-    assert proxy.holding.wait(30)
-    relay.kill()
-    proxy.drop()
-    relay.start()
-    relay.wait_until_drained()
-    assert relay.stop() == 0
-
-    topic = relay.settings["RELAY_TOPIC"]
-    assert not verdict(kafka, relay, sent).faults
-    assert values_uncommitted(kafka, topic, 2 * len(sent)) == [event.body for event in sent] * 2
-
-
-def test_without_a_spool_a_retry_across_a_crash_lands_twice_with_one_id(
-    kafka: FoundKafka, make_relay: MakeRelay
-) -> None:
-    relay = make_relay(kafka, RELAY_ACK="kafka").start(connected=True)
-    body = message(new_chat())
-    assert post(relay.port, body).status == 200
-    relay.kill()
-    relay.start(connected=True)
-    assert post(relay.port, body).status == 200
-
-    first, second = read_topics(kafka.bootstrap_servers, relay.settings["RELAY_TOPIC"])
-    assert first.value == second.value == body
-    assert first.header("ce_id") == second.header("ce_id")
-    assert relay.stop() == 0
-
-
-def values_uncommitted(kafka: LocalKafka, topic: str, count: int) -> list[bytes | None]:
-    """What a `read_uncommitted` consumer reads of a topic's first *count* records; those of one partition in order."""
-    settings = {"bootstrap.servers": kafka.bootstrap_servers, "group.id": "uncommitted", "enable.auto.commit": False}
-    consumer = Consumer({**settings, "isolation.level": "read_uncommitted"})
-    try:
-        partitions = consumer.list_topics(topic, timeout=30).topics[topic].partitions
-        consumer.assign([TopicPartition(topic, number, 0) for number in partitions])
-        messages = consumer.consume(count, timeout=30)
-        assert consumer.consume(1, timeout=1) == []
-        return [message.value() for message in messages]
-    finally:
-        consumer.close()
-
-
-@pytest.fixture
-def proxied(own_kafka: OwnKafka) -> Iterator[tuple[LocalKafka, KafkaProxy]]:
-    """Yield a Kafka of one broker that is reached through a proxy."""
-    with socket.socket() as reserved:
-        reserved.bind(("127.0.0.1", 0))
-        port = reserved.getsockname()[1]
-    kafka = own_kafka(properties={"advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}"})
-    with KafkaProxy(port, kafka.brokers[0].port) as proxy:
-        yield kafka, proxy
 
 
 # --- At random moments ---

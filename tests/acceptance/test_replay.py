@@ -3,18 +3,17 @@
 import json
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from acceptance.bodies import message, new_chat
-from acceptance.conftest import MakeRelay, OwnKafka
+from acceptance.conftest import MakeRelay
 from acceptance.http_client import post
 from acceptance.kafka_proxy import END_TXN, FETCH, INIT_PRODUCER_ID, LIST_OFFSETS, KafkaProxy
 from confluent_kafka import Producer, admin
@@ -341,17 +340,6 @@ class Running:
     def ended(self) -> tuple[int, str]:
         out, error = self.process.communicate(timeout=90)
         return self.process.returncode, out + error
-
-
-@pytest.fixture
-def proxied(own_kafka: OwnKafka) -> Iterator[tuple[LocalKafka, KafkaProxy]]:
-    """Yield a Kafka of one broker that is reached through a proxy."""
-    with socket.socket() as reserved:
-        reserved.bind(("127.0.0.1", 0))
-        port = reserved.getsockname()[1]
-    kafka = own_kafka(properties={"advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}"})
-    with KafkaProxy(port, kafka.brokers[0].port) as proxy:
-        yield kafka, proxy
 
 
 @pytest.mark.parametrize("moment", ["before the commit", "after the commit, before its answer", "late"])

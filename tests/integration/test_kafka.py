@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from confluent_kafka import Producer as OtherProducer
@@ -212,11 +213,14 @@ async def test_a_record_that_the_broker_refuses_takes_the_whole_cycle_back(
     assert await asyncio.to_thread(values, kafka, topic_name) == [b"small"] * 50
 
 
+@pytest.mark.parametrize(
+    "config", [{"max.message.bytes": "1000"}, {"segment.bytes": "1048576", "max.message.bytes": "4000000"}], ids=str
+)
 async def test_what_a_partition_is_tried_with_is_never_committed(
-    kafka: FoundKafka, make_producer: MakeProducer, topic_name: str
+    kafka: FoundKafka, make_producer: MakeProducer, topic_name: str, config: dict[str, str]
 ) -> None:
-    kafka.create_topics(topic_name, partitions=2, config={"max.message.bytes": "1000"})
-    refused = record(topic_name, b"x" * 2_000)
+    kafka.create_topics(topic_name, partitions=2, config=config)
+    refused = record(topic_name, b"x" * 1_500_000)
     producer = make_producer(kafka)
     await producer.start()
     await producer.try_partition(refused)
@@ -235,12 +239,16 @@ async def test_what_a_partition_is_tried_with_is_never_committed(
     assert await asyncio.to_thread(values, kafka, topic_name) == [b"committed"]
 
 
+@pytest.mark.parametrize(
+    ("config", "fault"),
+    [({"cleanup.policy": "compact"}, {"key": None}), ({"message.timestamp.before.max.ms": "60000"}, {"timestamp": 1})],
+    ids=["no key", "too old"],
+)
 async def test_what_a_partition_refuses_for_itself_is_no_fault_of_the_partition(
-    kafka: FoundKafka, make_producer: MakeProducer, topic_name: str
+    kafka: FoundKafka, make_producer: MakeProducer, topic_name: str, config: dict[str, str], fault: dict[str, Any]
 ) -> None:
-    kafka.create_topics(topic_name, partitions=3, config={"cleanup.policy": "compact"})
-    # A compacted topic takes no record without a key.
-    refused = record(topic_name, b"no key")._replace(key=None)
+    kafka.create_topics(topic_name, partitions=3, config=config)
+    refused = record(topic_name, b"refused")._replace(**fault)
     producer = make_producer(kafka)
     await producer.start()
 
