@@ -157,10 +157,9 @@ class Producer:
         """
         assert self.transactional, "or it would stay there"
         _, partition = self._place(record)
-        # Nothing of the event's own that a topic may refuse: no size, no missing key, no age.
-        harmless = Record(
-            record.topic, b"", b"-", b"{}", [], timestamp=time.time_ns() // 1_000_000, partition=partition
-        )
+        # Without what a topic may refuse an event for: its size, no key, its age.
+        now = time.time_ns() // 1_000_000
+        harmless = Record(record.topic, b"", b"-", b"{}", [], now, partition)
         await self.publish([harmless], commit=False)
 
     async def _publish(self, records: Sequence[Record], watermark: Watermark | None, *, commit: bool) -> None:

@@ -110,6 +110,8 @@ class Proxies:
 
     def _reset(self) -> None:
         for writer in self._writers:
+            if writer.is_closing():
+                continue  # Its socket may be closed already.
             connection: socket.socket = writer.get_extra_info("socket")
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort()

@@ -44,6 +44,7 @@ _REQUEUE_MODEL = "tests/model/test_requeue_model.py::TestRequeueModel"
 _PUBLISHER_MODEL = "tests/model/test_publisher_model.py::TestPublisherModel"
 _KAFKA, _PUBLISHING = "tests/integration/test_kafka.py", "tests/integration/test_publishing.py"
 _CHAOS = "tests/chaos/test_run.py::test_nothing_is_missing_doubled_or_reordered_in_a_short_run"
+_LIMITS = "tests/acceptance/test_limits.py"
 _CRASH, _FSYNC = "tests/acceptance/test_crash.py", "tests/acceptance/test_fsync.py"
 
 _REPEATS = """\
@@ -318,6 +319,54 @@ MUTANTS = (
         [
             f"{_STORE}::test_a_second_owner_is_refused_and_told_who_the_first_is",
             f"{_STORE}::test_another_process_is_refused",
+        ],
+    ),
+    Mutant(
+        "a spool belongs to who reaches it by one of its names",
+        [
+            Edit("store.py", "self._path = path = path.resolve()", "self._path = path"),
+            Edit("files.py", "    path = path.resolve()\n", ""),
+        ],
+        [
+            f"{_STORE}::test_a_second_owner_is_refused_by_another_name_too",
+            f"{_STORE}::test_what_lies_beside_a_spool_is_where_its_file_is",
+        ],
+    ),
+    Mutant(
+        "the spool's file is never given back",
+        [Edit("store.py", 'connection.execute("VACUUM")', 'connection.execute("SELECT 1")')],
+        [
+            f"{_STORE}::test_the_file_is_given_back_after_a_backlog",
+            f"{_STORE}::test_a_file_that_cannot_be_given_back_takes_events_all_the_same_and_is_given_back_later",
+        ],
+    ),
+    Mutant(
+        "a file that cannot be given back is compacted again with each commit",
+        [Edit("store.py", "if now < self._compaction_failed_at + _COMPACTION_PAUSE:", "if now < 0:")],
+        [f"{_STORE}::test_a_file_that_cannot_be_given_back_takes_events_all_the_same_and_is_given_back_later"],
+    ),
+    Mutant(
+        "an event that its topic refuses for its age is waited for",
+        [Edit("connection.py", "            errors.InvalidTimestampError,", "            #")],
+        [
+            f"{_KAFKA}::test_what_a_partition_refuses_for_itself_is_no_fault_of_the_partition",
+            f"{_LIMITS}::test_where_kafka_has_refused_a_record_without_a_word_of_its_size_they_see_an_empty_object",
+        ],
+    ),
+    Mutant(
+        "a partition is tried with the age of the event that it refuses",
+        [Edit("kafka.py", "[], now, partition)", "[], record.timestamp + 0 * now, partition)")],
+        [
+            f"{_KAFKA}::test_what_a_partition_refuses_for_itself_is_no_fault_of_the_partition",
+            f"{_LIMITS}::test_where_kafka_has_refused_a_record_without_a_word_of_its_size_they_see_an_empty_object",
+        ],
+    ),
+    Mutant(
+        "a machine that was set back believes what it reads of its future",
+        [Edit("watermark.py", "if covered > last or watermark == self._undone:", "if watermark == self._undone:")],
+        [
+            f"{_SPOOL}::test_what_a_machine_that_was_set_back_accepts_is_published_whatever_kafka_has",
+            f"{_LIMITS}::test_what_a_machine_published_before_it_was_set_back_is_published_again_and_nothing_is_lost",
         ],
     ),
 )
