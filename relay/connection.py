@@ -24,6 +24,7 @@ from relay.errors import (
     KafkaUnreachable,
     PartitionLeaderless,
     RecordsRefused,
+    TimeRefused,
     TopicsMissing,
 )
 
@@ -37,12 +38,13 @@ _MEANINGS: tuple[tuple[tuple[type[BaseException], ...], type[KafkaLost]], ...] =
         (
             errors.MessageSizeTooLargeError,  # max.message.bytes of the topic
             errors.RecordListTooLargeError,  # its segment.bytes
-            errors.InvalidTimestampError,  # its message.timestamp.before.max.ms: the event waited for longer
             errors.CorruptRecordException,
             errors.UnknownError,  # What aiokafka has no name for, such as INVALID_RECORD.
         ),
         RecordsRefused,
     ),
+    # Not the event's own fault: all those around it have waited as long.
+    ((errors.InvalidTimestampError,), TimeRefused),
     ((errors.ProducerFenced, errors.InvalidProducerEpoch, errors.IllegalOperation), Fenced),
     (
         (

@@ -155,6 +155,10 @@ class PartitionLeaderless(KafkaLost):
     label = "no_leader"
 
 
+class TimeRefused(KafkaLost):
+    """Kafka refuses events for their time: see to the clocks, and to the topic's message.timestamp.before.max.ms."""
+
+
 class Fenced(KafkaLost):
     """Another producer with the same transactional id took over."""
 

@@ -14,7 +14,6 @@ Longer than other modules: what a transaction does, and how it is given up, are 
 import asyncio
 import contextlib
 import logging
-import time
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from itertools import chain, zip_longest
@@ -157,9 +156,7 @@ class Producer:
         """
         assert self.transactional, "or it would stay there"
         _, partition = self._place(record)
-        # Without what a topic may refuse an event for: its size, no key, its age.
-        now = time.time_ns() // 1_000_000
-        harmless = Record(record.topic, b"", b"-", b"{}", [], now, partition)
+        harmless = record._replace(key=record.key or b"-", value=b"{}", headers=[], partition=partition)
         await self.publish([harmless], commit=False)
 
     async def _publish(self, records: Sequence[Record], watermark: Watermark | None, *, commit: bool) -> None:

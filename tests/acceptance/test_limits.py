@@ -16,7 +16,7 @@ from acceptance.http_client import post
 from acceptance.kafka_proxy import END_TXN, PRODUCE, KafkaProxy
 from chaos.syscalls import Control, compiler
 from confluent_kafka import Consumer, Producer, TopicPartition, admin
-from kafka_for_tests import FoundKafka
+from kafka_for_tests import FoundKafka, set_topic_config
 from oracle import Landed, Sent, id_of, judge, read_topics
 from relay_process import RelayProcess, wait_until
 
@@ -68,35 +68,33 @@ def test_consumers_that_read_uncommitted_see_twice_what_was_aborted_and_made_aga
     assert relay.stop() == 0
 
     assert times([body], landed(relay, kafka)) == [1]
-    assert [value for value, _ in uncommitted(relay, kafka)] == [body, body]
+    assert [value for value, _ in uncommitted(kafka, relay.settings["RELAY_TOPIC"])] == [body, body]
 
 
-def test_where_kafka_has_refused_a_record_without_a_word_of_its_size_they_see_an_empty_object(
-    breakable_kafka: LocalKafka, make_relay: MakeRelay
+def test_where_kafka_has_refused_a_record_for_another_reason_than_its_size_they_see_an_empty_object(
+    kafka: FoundKafka, make_relay: MakeRelay
 ) -> None:
-    (broker,) = breakable_kafka.brokers
-    relay = make_relay(breakable_kafka)
-    config = {"message.timestamp.before.max.ms": "2000"}
-    create_topics(breakable_kafka.bootstrap_servers, relay.settings["RELAY_TOPIC"], config=config)
+    relay = make_relay(kafka)
+    topic = relay.settings["RELAY_DEAD_LETTER_TOPIC"]
+    # A compacted topic takes no record without a key.
+    kafka.create_topics(topic, config={"cleanup.policy": "compact"})
     relay.start(connected=True)
-    broker.freeze()
-    too_old, body = message(new_chat()), message(new_chat())
-    deliver(relay, too_old)
-    time.sleep(3)
-    broker.thaw()
-    wait_until(lambda: relay.status()["spool"]["dead_events"] == 1, "it is found", seconds=60)
-    published(relay, body)
+    keyless = b'{"type":"LivechatOfflineMessage"}'
+    deliver(relay, keyless)
+    wait_until(lambda: relay.status()["spool"]["dead_events"] == 1, "it is found")
+    set_topic_config(kafka.bootstrap_servers, topic, "cleanup.policy", "delete")
+    relay.wait_until_drained()
     assert relay.stop() == 0
 
-    assert times([body], landed(relay, breakable_kafka)) == [1]
-    seen = uncommitted(relay, breakable_kafka)
-    assert (b"{}", []) in seen
-    assert {value for value, _ in seen} == {b"{}", body}
+    (announced,) = read_topics(kafka.bootstrap_servers, topic)
+    assert announced.header("relay_error_reason") == "rejected_by_kafka"
+    first, *others = uncommitted(kafka, topic)
+    assert first == (b"{}", [])
+    assert [(value, dict(headers)["ce_id"]) for value, headers in others] == [(b"{}", id_of(keyless).encode())]
 
 
-def uncommitted(relay: RelayProcess, kafka: AnyKafka) -> list[tuple[bytes | None, list[Any]]]:
+def uncommitted(kafka: AnyKafka, topic: str) -> list[tuple[bytes | None, list[Any]]]:
     """Values and headers that a `read_uncommitted` consumer sees; those of one partition in order."""
-    topic = relay.settings["RELAY_TOPIC"]
     settings = {"bootstrap.servers": kafka.bootstrap_servers, "group.id": "uncommitted", "enable.auto.commit": False}
     consumer = Consumer({**settings, "isolation.level": "read_uncommitted"})
     try:
@@ -298,6 +296,33 @@ def test_a_deleted_topic_takes_along_what_it_had_and_what_comes_meanwhile_lands_
     relay.wait_until_drained()
     assert relay.stop() == 0
     assert not judge([Sent(body) for body in meanwhile], landed(relay, kafka), topic=topic).faults
+
+
+def test_events_that_waited_for_longer_than_their_topic_lets_them_wait_on_until_it_does(
+    breakable_kafka: LocalKafka, make_relay: MakeRelay
+) -> None:
+    (broker,) = breakable_kafka.brokers
+    servers = breakable_kafka.bootstrap_servers
+    relay = make_relay(breakable_kafka)
+    topic = relay.settings["RELAY_TOPIC"]
+    create_topics(servers, topic, config={"message.timestamp.before.max.ms": "2000"})
+    relay.start(connected=True)
+    chat = new_chat()
+    bodies = [message(chat, number) for number in range(5)]
+    broker.freeze()
+    deliver(relay, *bodies)
+    time.sleep(3)
+    broker.thaw()
+
+    told = "message.timestamp.before.max.ms. While publishing to " + topic
+    wait_until(lambda: told in (relay.status()["kafka"]["error"] or ""), "it says what to do", seconds=60)
+    assert relay.status()["spool"]["events"] == len(bodies)
+    set_topic_config(servers, topic, "message.timestamp.before.max.ms", "3600000")
+
+    relay.wait_until_drained()
+    assert relay.status()["spool"]["dead_events"] == 0
+    assert relay.stop() == 0
+    assert not judge([Sent(body) for body in bodies], landed(relay, breakable_kafka), topic=topic).faults
 
 
 def test_partitions_added_to_a_topic_move_chats_and_lose_their_order_and_nothing_else(

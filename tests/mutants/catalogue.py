@@ -346,20 +346,20 @@ MUTANTS = (
         [f"{_STORE}::test_a_file_that_cannot_be_given_back_takes_events_all_the_same_and_is_given_back_later"],
     ),
     Mutant(
-        "an event that its topic refuses for its age is waited for",
-        [Edit("connection.py", "            errors.InvalidTimestampError,", "            #")],
+        "an event that its topic refuses for its age is dead",
         [
-            f"{_KAFKA}::test_what_a_partition_refuses_for_itself_is_no_fault_of_the_partition",
-            f"{_LIMITS}::test_where_kafka_has_refused_a_record_without_a_word_of_its_size_they_see_an_empty_object",
+            Edit(
+                "connection.py",
+                "((errors.InvalidTimestampError,), TimeRefused)",
+                "((errors.InvalidTimestampError,), RecordsRefused)",
+            )
         ],
+        [f"{_LIMITS}::test_events_that_waited_for_longer_than_their_topic_lets_them_wait_on_until_it_does"],
     ),
     Mutant(
-        "a partition is tried with the age of the event that it refuses",
-        [Edit("kafka.py", "[], now, partition)", "[], record.timestamp + 0 * now, partition)")],
-        [
-            f"{_KAFKA}::test_what_a_partition_refuses_for_itself_is_no_fault_of_the_partition",
-            f"{_LIMITS}::test_where_kafka_has_refused_a_record_without_a_word_of_its_size_they_see_an_empty_object",
-        ],
+        "an event that is larger than its topic's segments is waited for",
+        [Edit("connection.py", "            errors.RecordListTooLargeError,  # its segment.bytes\n", "")],
+        [f"{_KAFKA}::test_what_a_partition_is_tried_with_is_never_committed"],
     ),
     Mutant(
         "a machine that was set back believes what it reads of its future",
