@@ -221,9 +221,11 @@ def translated(doing: str) -> Iterator[None]:
         raise translation(doing, error) from error
 
 
-def translation(doing: str, error: BaseException) -> KafkaLost:
-    """What is raised for an exception of aiokafka's."""
+def translation(doing: str, error: BaseException, *, of_records: bool = False) -> KafkaLost:
+    """What is raised for an exception of aiokafka's: RecordsRefused only where it is *of_records*."""
     meaning = meaning_of(error)
+    if meaning is RecordsRefused and not of_records:
+        meaning = KafkaLost
     return meaning(f"{meaning.__doc__} While {doing}: {str(error) or type(error).__name__}")
 
 

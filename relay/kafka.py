@@ -294,10 +294,12 @@ def _failure(failures: Sequence[tuple[BaseException, _Sent]]) -> KafkaLost:
     # A right that is missing to one topic fails the others as well, with errors that say less.
     told = next((failure for failure in failures if meaning_of(failure[0]) is KafkaDenied), failures[0])
     error, (_, topic, partition) = told
-    failure = translation(f"publishing to {topic} partition {partition}", error)
+    # A watermark that is refused alone is none of theirs.
+    refused = [places for error, (places, *_) in failures if places and meaning_of(error) is RecordsRefused]
+    failure = translation(f"publishing to {topic} partition {partition}", error, of_records=bool(refused))
     failure.__cause__ = error
     if isinstance(failure, RecordsRefused):
-        failure.batches = [places for error, (places, *_) in failures if places and meaning_of(error) is RecordsRefused]
+        failure.batches = refused
         failure.for_size = all(isinstance(error, _TOO_LARGE) for error, _ in failures)
     return failure
 

@@ -124,6 +124,8 @@ class Publisher:
         self._cuts: set[int] = set()
         #: Whether the last cycle was full: the next one does not wait for more.
         self._behind = False
+        #: The event that was refused alone, without a word of its size, when its partition took something else.
+        self._suspect = 0
         self._covered = 0
         self._committed_at = -INTERVAL
         self._fenced: deque[float] = deque(maxlen=_FENCED_TIMES + 1)
@@ -171,7 +173,7 @@ class Publisher:
             self._note_connected()
 
     async def _resume(self, producer: Producer) -> int:
-        watermark = await _started(producer)
+        watermark = await producer.start()
         # Without transactions there is none to be missed.
         return self._source.resume(watermark) if producer.transactional else 0
 
@@ -210,8 +212,6 @@ class Publisher:
             await producer.close()
             if len(entries) > 1:
                 self._cut(error.batches or [range(len(entries))])
-            elif entries[0][0] in self._source.dead:
-                raise KafkaLost(f"The announcement of dead event {entries[0][0]} is refused: {error}") from error
             else:
                 await self._judge(entries[0], error)
             raise
@@ -277,33 +277,47 @@ class Publisher:
 
     async def _judge(self, entry: Entry, error: RecordsRefused) -> None:
         # The broker refused this one alone. It is the event's own fault only if the broker takes something else right
-        # after: a watermark that covers nothing new, and unless it spoke of size, something on the event's partition.
+        # after: a watermark that covers nothing new. Unless it spoke of size, something on the event's partition, too;
+        # and then the event must be refused a second time.
+        sequence = entry[0]
+        convicted = error.for_size or sequence == self._suspect
+        announced = sequence in self._source.dead
+        harmless: list[Record] = []
         probe = self._connect()
         try:
             self._covered = await self._resume(probe)
-            harmless = [] if probe.transactional else [self._records.refusal(*entry, str(error), _now())]
+            if sequence <= self._covered:
+                return
+            if convicted and not (probe.transactional or announced):
+                harmless = [self._records.refusal(*entry, str(error), _now())]
             await probe.publish(harmless, self._source.watermark(self._covered))
-            if probe.transactional and not error.for_size:
+            if probe.transactional and not convicted:
                 await probe.try_partition(self._record(entry))
         except RecordsRefused as refusal:
             raise KafkaLost(f"Kafka refuses everything there: {refusal}") from refusal
         finally:
             await probe.close()
-        await self._source.bury(entry, str(error))
-        if harmless:  # Which has announced it.
-            self._hand = self._hand[1:]
-            self._source.published(entry[0])
-            self._count([entry], harmless, time.time())
-        log.error(
-            "Event %d is dead: %s Its body stays in the spool.",
-            entry[0],
-            error,
-            extra={"action": "event_dead", "sequence": entry[0]},
-        )
+        self._suspect = 0 if convicted else sequence
+        if convicted and announced:
+            self._done_with(entry)
+            said, action = "The announcement of dead event %d is refused: %s", "announcement_refused"
+            log.error(said, sequence, error, extra={"action": action, "sequence": sequence})
+        elif convicted:
+            await self._source.bury(entry, str(error))
+            if harmless:  # Which has announced it.
+                self._done_with(entry)
+                self._count([entry], harmless, time.time())
+            said, action = "Event %d is dead: %s Its body stays in the spool.", "event_dead"
+            log.error(said, sequence, error, extra={"action": action, "sequence": sequence})
+
+    def _done_with(self, entry: Entry) -> None:
+        self._hand = self._hand[1:]
+        self._source.published(entry[0])
 
     async def _back_off(self, error: KafkaLost) -> None:
         self._metrics.publish_failed(error)
         if not isinstance(error, RecordsRefused):
+            self._suspect = 0
             self._metrics.kafka_connected.set(0)
             if self.connected or error.label != self._last_label:
                 log.warning(
@@ -340,13 +354,6 @@ class Publisher:
                 metrics.events_dead_lettered.labels(reason).inc()
             elif event.detail is not None:
                 metrics.events_invalid.labels(event.type).inc()
-
-
-async def _started(producer: Producer) -> Watermark | None:
-    try:
-        return await producer.start()
-    except RecordsRefused as error:  # There were none: this is about Kafka.
-        raise KafkaLost(str(error)) from error
 
 
 def _now() -> int:

@@ -72,23 +72,31 @@ class Landed(NamedTuple):
         return values[0].decode(errors="replace") if len(values) == 1 else None
 
 
-def read_topics(bootstrap_servers: str, *topics: str, seconds: float = 60) -> list[Landed]:
-    """Every committed record of *topics*, by partition and offset; as `read_on` from their beginning."""
-    found = read_on(bootstrap_servers, topics, {}, seconds=seconds)
+def read_topics(
+    bootstrap_servers: str, *topics: str, seconds: float = 60, isolation_level: str = "read_committed"
+) -> list[Landed]:
+    """Every record of *topics*, by partition and offset; as `read_on` from their beginning."""
+    found = read_on(bootstrap_servers, topics, {}, seconds=seconds, isolation_level=isolation_level)
     return sorted(found, key=lambda landed: (landed.topic, landed.partition, landed.offset))
 
 
 def read_on(
-    bootstrap_servers: str, topics: Iterable[str], reached: dict[tuple[str, int], int], *, seconds: float = 60
+    bootstrap_servers: str,
+    topics: Iterable[str],
+    reached: dict[tuple[str, int], int],
+    *,
+    seconds: float = 60,
+    isolation_level: str = "read_committed",
 ) -> Iterator[Landed]:
     """
-    Every committed record of *topics* from the offsets in *reached* on, by topic and partition; moves *reached* on.
+    Every record of *topics* from the offsets in *reached* on, by topic and partition: the committed ones, unless
+    *isolation_level* says otherwise. Moves *reached* on.
 
     Reads to the end as a `read_uncommitted` consumer sees it: a `read_committed` one's own idea of the end lies before
     any transaction that is still open, and so would hide what that holds. Fails if one stays open for *seconds*.
     """
     ends = _ends(bootstrap_servers, topics, seconds)
-    consumer = _consumer(bootstrap_servers, "read_committed")
+    consumer = _consumer(bootstrap_servers, isolation_level)
     deadline = time.monotonic() + seconds
     try:
         consumer.assign([TopicPartition(*place, reached.setdefault(place, 0)) for place in ends])

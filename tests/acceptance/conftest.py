@@ -1,6 +1,5 @@
 """Fixtures of the acceptance tests."""
 
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -36,11 +35,9 @@ def breakable_kafka(one_broker: LocalKafka) -> Iterator[LocalKafka]:
 @pytest.fixture
 def proxied(own_kafka: OwnKafka) -> Iterator[tuple[LocalKafka, KafkaProxy]]:
     """Yield a Kafka of one broker that is reached through a proxy."""
-    with socket.socket() as reserved:
-        reserved.bind(("127.0.0.1", 0))
-        port = reserved.getsockname()[1]
-    kafka = own_kafka(properties={"advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}"})
-    with KafkaProxy(port, kafka.brokers[0].port) as proxy:
+    with KafkaProxy() as proxy:
+        kafka = own_kafka(properties={"advertised.listeners": f"PLAINTEXT://127.0.0.1:{proxy.port}"})
+        proxy.target = kafka.brokers[0].port
         yield kafka, proxy
 
 

@@ -1,6 +1,7 @@
 """A proxy between the relay and a broker that can keep one request or answer back: a moment made to last."""
 
 import asyncio
+import socket
 import struct
 import threading
 from collections.abc import Callable, Coroutine
@@ -12,14 +13,15 @@ PRODUCE, FETCH, LIST_OFFSETS, INIT_PRODUCER_ID, END_TXN = 0, 1, 2, 22, 26
 
 class KafkaProxy:
     """
-    Listens on *port* for what is meant for the broker at *target*, which must advertise the proxy's address.
+    Listens on `port` for what is meant for the broker at `target`, which must advertise the proxy's address.
 
     Knows of the protocol only that requests and answers begin with their length, and where a request's kind stands.
     """
 
-    def __init__(self, port: int, target: int) -> None:
-        self._port = port
-        self._target = target
+    def __init__(self) -> None:
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listening.getsockname()[1]
+        self.target = 0
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
         self._loop = self._runner.get_loop()
         self._thread = threading.Thread(target=self._serve, name="kafka-proxy")
@@ -69,7 +71,7 @@ class KafkaProxy:
             task = asyncio.create_task(self._connection(reader, writer))
             task.add_done_callback(lambda _: writer.close())  # Also of one that is cancelled before its first step.
 
-        server = await asyncio.start_server(connected, "127.0.0.1", self._port)
+        server = await asyncio.start_server(connected, sock=self._listening)
         self._listens.set()
         await self._stop.wait()
         server.close()
@@ -77,7 +79,7 @@ class KafkaProxy:
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._target)
+            there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self.target)
         except OSError:
             return
         kinds: dict[int, int] = {}

@@ -1,24 +1,24 @@
 """What the README says of the limits of the guarantees, as it stands there: each is seen, and nothing beyond it."""
 
 import json
+import shutil
 import sqlite3
 import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
-from acceptance.bodies import message, new_chat
-from acceptance.conftest import MakeRelay
+from acceptance.bodies import message, new_chat, of_type
+from acceptance.conftest import MakeRelay, OwnKafka
 from acceptance.http_client import post
 from acceptance.kafka_proxy import END_TXN, PRODUCE, KafkaProxy
 from chaos.syscalls import Control, compiler
-from confluent_kafka import Consumer, Producer, TopicPartition, admin
+from confluent_kafka import Producer, admin
 from kafka_for_tests import FoundKafka, set_topic_config
 from oracle import Landed, Sent, id_of, judge, read_topics
-from relay_process import RelayProcess, wait_until
+from relay_process import RelayProcess, run_relay, wait_until
 
 from relay.dev.kafka import LocalKafka
 from relay.dev.kafka_requests import create_topics
@@ -68,44 +68,34 @@ def test_consumers_that_read_uncommitted_see_twice_what_was_aborted_and_made_aga
     assert relay.stop() == 0
 
     assert times([body], landed(relay, kafka)) == [1]
-    assert [value for value, _ in uncommitted(kafka, relay.settings["RELAY_TOPIC"])] == [body, body]
+    assert [record.value for record in uncommitted(kafka, relay.settings["RELAY_TOPIC"])] == [body, body]
 
 
-def test_where_kafka_has_refused_a_record_for_another_reason_than_its_size_they_see_an_empty_object(
-    kafka: FoundKafka, make_relay: MakeRelay
-) -> None:
+def test_a_dead_event_whose_announcement_is_refused_holds_up_no_other(kafka: FoundKafka, make_relay: MakeRelay) -> None:
     relay = make_relay(kafka)
     topic = relay.settings["RELAY_DEAD_LETTER_TOPIC"]
     # A compacted topic takes no record without a key.
     kafka.create_topics(topic, config={"cleanup.policy": "compact"})
     relay.start(connected=True)
-    keyless = b'{"type":"LivechatOfflineMessage"}'
-    deliver(relay, keyless)
-    wait_until(lambda: relay.status()["spool"]["dead_events"] == 1, "it is found")
+    keyless, body = b'{"type":"LivechatOfflineMessage"}', message(new_chat())
+    published(relay, keyless, body)
+
+    assert relay.status()["spool"]["dead_events"] == 1
+    assert relay.log("announcement_refused")
+    assert times([body], landed(relay, kafka)) == [1]
+    assert read_topics(kafka.bootstrap_servers, topic) == []
+    # What its partition was tried with, for the event and for its announcement.
+    assert [(record.value, record.headers) for record in uncommitted(kafka, topic)] == [(b"{}", ())] * 2
     set_topic_config(kafka.bootstrap_servers, topic, "cleanup.policy", "delete")
-    relay.wait_until_drained()
+    requeued = run_relay(relay.directory, "dead", "requeue", "--all", settings=relay.settings)
+    assert requeued.returncode == 0, requeued.stderr
+    (letter,) = read_topics(kafka.bootstrap_servers, topic)
+    assert (letter.value, letter.header("relay_error_reason")) == (keyless, "no_key")
     assert relay.stop() == 0
 
-    (announced,) = read_topics(kafka.bootstrap_servers, topic)
-    assert announced.header("relay_error_reason") == "rejected_by_kafka"
-    first, *others = uncommitted(kafka, topic)
-    assert first == (b"{}", [])
-    assert [(value, dict(headers)["ce_id"]) for value, headers in others] == [(b"{}", id_of(keyless).encode())]
 
-
-def uncommitted(kafka: AnyKafka, topic: str) -> list[tuple[bytes | None, list[Any]]]:
-    """Values and headers that a `read_uncommitted` consumer sees; those of one partition in order."""
-    settings = {"bootstrap.servers": kafka.bootstrap_servers, "group.id": "uncommitted", "enable.auto.commit": False}
-    consumer = Consumer({**settings, "isolation.level": "read_uncommitted"})
-    try:
-        partitions = consumer.list_topics(topic, timeout=30).topics[topic].partitions
-        consumer.assign([TopicPartition(topic, number, 0) for number in partitions])
-        found = []
-        while messages := consumer.consume(100, timeout=5):
-            found += [(message.value(), list(message.headers() or [])) for message in messages]
-        return found
-    finally:
-        consumer.close()
+def uncommitted(kafka: AnyKafka, topic: str) -> list[Landed]:
+    return read_topics(kafka.bootstrap_servers, topic, isolation_level="read_uncommitted")
 
 
 # --- Retries. ---
@@ -121,6 +111,30 @@ def test_without_a_spool_a_retry_across_a_crash_lands_twice(kafka: FoundKafka, m
     assert relay.stop() == 0
 
     assert times([body], landed(relay, kafka)) == [2]
+
+
+@pytest.mark.parametrize(("noted", "expected"), [(False, 1), (True, 2)])
+def test_a_repeat_after_a_crash_in_the_second_after_the_answer_counts_as_a_retry(
+    kafka: FoundKafka, make_relay: MakeRelay, *, noted: bool, expected: int
+) -> None:
+    relay = make_relay(kafka).start(connected=True)
+    body = of_type("LivechatSessionQueued", new_chat())
+    deliver(relay, body)
+    if noted:
+        wait_until(lambda: answers_noted(relay) == 1, "the answer is in the file")
+    relay.kill()
+    relay.start()
+    published(relay, body)
+    assert relay.stop() == 0
+
+    ids = {record.header("ce_id") for record in landed(relay, kafka)}
+    assert ids == {id_of(body), f"{id_of(body)}.2"} if noted else {id_of(body)}
+    assert len(ids) == expected
+
+
+def answers_noted(relay: RelayProcess) -> int:
+    with closing(sqlite3.connect(f"file:{relay.spool_path}?mode=ro", uri=True)) as spool:
+        return int(spool.execute("SELECT count(*) FROM repeats WHERE answered").fetchone()[0])
 
 
 @pytest.mark.skipif(not compiler(), reason="no C compiler to make a clock wrong with")
@@ -166,14 +180,14 @@ def test_of_two_relays_on_copies_each_publishes_what_it_took_and_a_retry_that_bo
 
     published(relay, ours, retried)
     published(twin, theirs, retried)
-    later = [message(new_chat(), number) for number in range(8)]
-    for one, other in zip(later[::2], later[1::2], strict=True):
-        published(relay, one)
-        published(twin, other)
+    later: list[bytes] = []
+    while not relay.log("fenced"):
+        later += [message(new_chat()), message(new_chat())]
+        published(relay, later[-2])
+        published(twin, later[-1])
 
-    assert relay.log("fenced")
     assert twin.stop() == relay.stop() == 0
-    assert times([before, ours, theirs, *later, retried], landed(relay, kafka)) == [1] * 11 + [2]
+    assert times([before, ours, theirs, *later, retried], landed(relay, kafka)) == [1] * (3 + len(later)) + [2]
 
 
 @pytest.mark.parametrize("other_commits", [True, False])
@@ -184,20 +198,50 @@ def test_of_two_relays_on_copies_what_one_has_committed_and_not_noted_lands_twic
     relay = make_relay(kafka).start(connected=True)
     before, ours, theirs = (message(new_chat(), number) for number in range(3))
     published(relay, before)
-    twin = on_a_copy(make_relay, kafka, relay)
+    # There already: the first one's commit does not wait for its answer for ever.
+    twin = on_a_copy(make_relay, kafka, relay).start(connected=True)
     proxy.hold_answer(END_TXN)
     deliver(relay, ours)
     assert proxy.holding.wait(30)
 
-    twin.start(connected=True)
     if other_commits:
         published(twin, theirs)
-    assert twin.stop() == 0
     proxy.drop()
 
     relay.wait_until_drained()
-    assert relay.stop() == 0
+    assert relay.stop() == twin.stop() == 0
     assert times([before, ours, theirs], landed(relay, kafka)) == ([1, 2, 1] if other_commits else [1, 1, 0])
+
+
+# --- A spool restored from a copy. ---
+
+
+@pytest.mark.parametrize(("starts", "expected"), [(1, 1), (7, 1), (8, 2)])
+def test_what_was_published_since_a_copy_is_not_sent_again_unless_after_eight_starts(
+    breakable_kafka: LocalKafka, make_relay: MakeRelay, tmp_path: Path, starts: int, expected: int
+) -> None:
+    (broker,) = breakable_kafka.brokers
+    relay = make_relay(breakable_kafka).start(connected=True)
+    before, since, restored = (message(new_chat(), number) for number in range(3))
+    published(relay, before)
+    broker.freeze()
+    deliver(relay, since)
+    relay.kill()
+    shutil.copytree(relay.spool_path.parent, tmp_path / "copy")
+    broker.thaw()
+    each = [message(new_chat()) for _ in range(starts)]
+    for body in each:
+        relay.start(connected=True)
+        published(relay, body)
+        assert relay.stop() == 0
+    shutil.rmtree(relay.spool_path.parent)
+    shutil.copytree(tmp_path / "copy", relay.spool_path.parent)
+
+    relay.start(connected=True)
+
+    published(relay, restored)
+    assert relay.stop() == 0
+    assert times([before, *each, restored, since], landed(relay, breakable_kafka)) == [1] * (starts + 2) + [expected]
 
 
 # --- A machine that is set back while the relay runs. ---
@@ -325,6 +369,44 @@ def test_events_that_waited_for_longer_than_their_topic_lets_them_wait_on_until_
     assert not judge([Sent(body) for body in bodies], landed(relay, breakable_kafka), topic=topic).faults
 
 
+@pytest.mark.skipif(not compiler(), reason="no C compiler to make a clock wrong with")
+def test_the_events_of_a_relay_whose_clock_is_more_than_an_hour_ahead_wait_until_it_is_right(
+    kafka: FoundKafka, make_relay: MakeRelay, tmp_path: Path
+) -> None:
+    control = Control(tmp_path, tmp_path / "unharmed")
+    relay = make_relay(kafka)
+    relay.settings |= control.environ
+    relay.start(connected=True)
+    bodies = [message(new_chat(), number) for number in range(3)]
+    with control.clock_off(2 * 3600):
+        deliver(relay, *bodies)
+        wait_until(lambda: "see to the clocks" in (relay.status()["kafka"]["error"] or ""), "it says what to do")
+        assert relay.status()["spool"]["events"] == len(bodies)
+
+    relay.wait_until_drained()
+    assert relay.status()["spool"]["dead_events"] == 0
+    assert relay.stop() == 0
+    assert times(bodies, landed(relay, kafka)) == [1, 1, 1]
+
+
+def test_a_body_that_the_brokers_take_no_request_for_holds_up_all_others(
+    own_kafka: OwnKafka, make_relay: MakeRelay
+) -> None:
+    kafka = own_kafka(properties={"socket.request.max.bytes": "1000000"})
+    relay = make_relay(kafka, RELAY_KAFKA_COMPRESSION="none").start(connected=True)
+    large, other = message(new_chat(), text="x" * 2_000_000), message(new_chat())
+    deliver(relay, large, other)
+    relay.wait_for("kafka_lost", seconds=60)
+    assert relay.status()["spool"]["events"] == 2
+    # Nothing is lost.
+    relay.kill()
+    relay.settings["RELAY_KAFKA_COMPRESSION"] = "zstd"
+    relay.start()
+    relay.wait_until_drained()
+    assert relay.stop() == 0
+    assert times([large, other], landed(relay, kafka)) == [1, 1]
+
+
 def test_partitions_added_to_a_topic_move_chats_and_lose_their_order_and_nothing_else(
     kafka: FoundKafka, make_relay: MakeRelay
 ) -> None:
@@ -352,10 +434,26 @@ def test_partitions_added_to_a_topic_move_chats_and_lose_their_order_and_nothing
         assert not judge([Sent(body) for body in part], of_part, topic=topic).faults
 
 
-# --- At least once. ---
+# --- Other promises. ---
 
 
-def test_at_least_once_repeats_after_a_crash_and_loses_nothing(
+def test_without_a_spool_the_answer_is_503_while_kafka_is_away_and_200_means_that_it_is_there(
+    breakable_kafka: LocalKafka, make_relay: MakeRelay
+) -> None:
+    (broker,) = breakable_kafka.brokers
+    relay = make_relay(breakable_kafka, RELAY_ACK="kafka").start(connected=True)
+    before, meanwhile = message(new_chat()), message(new_chat())
+    deliver(relay, before)
+    broker.kill()
+    assert post(relay.port, meanwhile).status == 503
+    broker.start()
+    wait_until(lambda: post(relay.port, meanwhile).status == 200, "it is taken", seconds=60)
+    relay.kill()
+
+    assert times([before, meanwhile], landed(relay, breakable_kafka)) == [1, 1]
+
+
+def test_at_least_once_repeats_after_a_crash_out_of_order_and_loses_nothing(
     proxied: tuple[LocalKafka, KafkaProxy], make_relay: MakeRelay
 ) -> None:
     kafka, proxy = proxied
@@ -372,5 +470,9 @@ def test_at_least_once_repeats_after_a_crash_and_loses_nothing(
     published(relay, *bodies[10:])
     assert relay.stop() == 0
 
-    verdict = judge([Sent(body) for body in bodies], landed(relay, kafka), topic=relay.settings["RELAY_TOPIC"])
+    records = landed(relay, kafka)
+    verdict = judge([Sent(body) for body in bodies], records, topic=relay.settings["RELAY_TOPIC"])
     assert verdict.faults.keys() == {"doubled"}
+    places = [bodies.index(record.value or b"") for record in records]
+    assert places != sorted(places)
+    assert list(dict.fromkeys(places)) == list(range(20))

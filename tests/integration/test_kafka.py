@@ -238,6 +238,17 @@ async def test_what_a_partition_is_tried_with_is_never_committed(
     assert await asyncio.to_thread(values, kafka, topic_name) == [b"committed"]
 
 
+async def test_a_watermark_that_is_refused_is_no_event_s_fault(
+    kafka: FoundKafka, make_producer: MakeProducer, topic_name: str
+) -> None:
+    kafka.create_topics(f"{topic_name}.watermarks", config={"max.message.bytes": "50"})
+    producer = make_producer(kafka)
+    await producer.start()
+    with pytest.raises(KafkaLost, match=rf"{topic_name}\.watermarks partition 0: .*MessageSize") as lost:
+        await producer.publish([record(topic_name, b"small")], watermark(1))
+    assert not isinstance(lost.value, RecordsRefused)
+
+
 async def test_what_a_partition_refuses_for_itself_is_no_fault_of_the_partition(
     kafka: FoundKafka, make_producer: MakeProducer, topic_name: str
 ) -> None:

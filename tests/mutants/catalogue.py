@@ -220,8 +220,8 @@ MUTANTS = (
         [
             Edit(
                 "publisher.py",
-                "        await self._source.bury(entry, str(error))\n",
-                "        self._hand = self._hand[1:]\n        self._source.published(entry[0])\n",
+                "            await self._source.bury(entry, str(error))\n",
+                "            self._done_with(entry)\n",
             )
         ],
         [
@@ -289,6 +289,44 @@ MUTANTS = (
         [f"{_PUBLISHER}::test_without_a_word_of_size_an_event_is_dead_only_after_its_partition_took_something"],
     ),
     Mutant(
+        "an event is dead after one refusal without a word of its size",
+        [Edit("publisher.py", "error.for_size or sequence == self._suspect", "True")],
+        [
+            f"{_PUBLISHER}::test_an_event_that_is_refused_in_passing_is_published_after_all",
+            _PUBLISHER_MODEL,
+        ],
+    ),
+    Mutant(
+        "an event is judged although it is on Kafka",
+        [Edit("publisher.py", "            if sequence <= self._covered:\n                return\n", "")],
+        [f"{_PUBLISHER}::test_an_event_that_is_there_is_not_dead_whatever_was_refused"],
+    ),
+    Mutant(
+        "a refused announcement is tried for ever",
+        [
+            Edit(
+                "publisher.py",
+                "        if convicted and announced:\n            self._done_with(entry)\n",
+                "        if convicted and announced:\n",
+            )
+        ],
+        [
+            f"{_PUBLISHER}::test_a_refused_announcement_is_an_alarm_and_holds_up_no_other",
+            _PUBLISHER_MODEL,
+            f"{_LIMITS}::test_a_dead_event_whose_announcement_is_refused_holds_up_no_other",
+        ],
+    ),
+    Mutant(
+        "a refused watermark is blamed on the events",
+        [Edit("kafka.py", "of_records=bool(refused)", "of_records=True")],
+        [f"{_KAFKA}::test_a_watermark_that_is_refused_is_no_event_s_fault"],
+    ),
+    Mutant(
+        "a producer outlives its sequence numbers",
+        [Edit("kafka.py", "MAX_RECORDS = 1_000_000_000", "MAX_RECORDS = 1 << 31")],
+        ["tests/unit/test_kafka.py::test_a_producer_is_spent_before_its_sequence_numbers_are"],
+    ),
+    Mutant(
         "backoff without a new producer",
         [
             Edit(
@@ -346,7 +384,7 @@ MUTANTS = (
         [f"{_STORE}::test_a_file_that_cannot_be_given_back_takes_events_all_the_same_and_is_given_back_later"],
     ),
     Mutant(
-        "an event that its topic refuses for its age is dead",
+        "an event that its topic refuses for its age is taken for one that is refused for itself",
         [
             Edit(
                 "connection.py",

@@ -12,10 +12,12 @@ from relay.connection import Connection, meaning_of, translated
 @pytest.mark.parametrize(
     ("raised", "meaning"),
     [
-        # The only three that are a record's own fault.
+        # The only four that are a record's own fault.
         (kafka.MessageSizeTooLargeError(), errors.RecordsRefused),
+        (kafka.RecordListTooLargeError(), errors.RecordsRefused),
         (kafka.CorruptRecordException(), errors.RecordsRefused),
         (kafka.UnknownError(), errors.RecordsRefused),
+        (kafka.InvalidTimestampError(), errors.TimeRefused),
         (kafka.ProducerFenced(), errors.Fenced),
         (kafka.InvalidProducerEpoch(), errors.Fenced),
         (kafka.IllegalOperation(), errors.Fenced),
@@ -52,7 +54,6 @@ def test_an_error_of_aiokafka_s_has_its_meaning(raised: Exception, meaning: type
         kafka.NotEnoughReplicasError(),
         kafka.NotEnoughReplicasAfterAppendError(),
         kafka.PolicyViolationError(),
-        kafka.RecordListTooLargeError(),
         kafka.InvalidRequiredAcksError(),
         kafka.KafkaError("whatever"),
         ValueError("whatever"),
@@ -61,6 +62,12 @@ def test_an_error_of_aiokafka_s_has_its_meaning(raised: Exception, meaning: type
 )
 def test_nothing_else_is_ever_taken_for_a_record_s_own_fault(raised: Exception) -> None:
     assert meaning_of(raised) is not errors.RecordsRefused
+
+
+def test_what_is_not_about_records_refuses_none() -> None:
+    with pytest.raises(errors.KafkaLost) as caught, translated("committing"):
+        raise kafka.KafkaError("sender died") from kafka.UnknownError()
+    assert not isinstance(caught.value, errors.RecordsRefused)
 
 
 def test_a_dead_sender_s_reason_is_its_cause() -> None:

@@ -5,7 +5,8 @@ import pytest
 from relay.cluster import Cluster, Topic
 from relay.connection import Connection
 from relay.errors import KafkaDenied, KafkaLost, KafkaTimeout, KafkaUnreachable
-from relay.kafka import Producer, TopicPlan
+from relay.kafka import MAX_RECORDS, Producer, TopicPlan
+from relay.publisher import MAX_EVENTS
 
 
 class Answering(Cluster):
@@ -24,6 +25,11 @@ class Answering(Cluster):
     async def fault(self) -> KafkaLost | None:
         """The last answer."""
         return self.answers[-1]
+
+
+def test_a_producer_is_spent_before_its_sequence_numbers_are() -> None:
+    # Of one partition, which may get them all: the last cycle of a producer begins below the limit. They end at 2^31.
+    assert MAX_RECORDS + MAX_EVENTS + 1 < 1 << 31
 
 
 DENIED, AWAY, LATE = KafkaDenied("broker 2: expired"), KafkaUnreachable("broker 2: gone"), KafkaTimeout()

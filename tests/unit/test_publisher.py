@@ -54,7 +54,7 @@ class FakeKafka:
         self.tried: list[bytes] = []
         self.partition_is_broken = False
         #: Whether it is for their size that records are refused.
-        self.for_size = False
+        self.for_size = True
         self.down: Exception | None = None
         self.life = 1 << 60
         #: Records that there is time for in one transaction.
@@ -573,18 +573,43 @@ async def test_one_refused_event_is_found_buried_and_announced_in_its_place(
     assert value("relay_publish_errors_total", {"error": "refused"}) == refusals
 
 
-async def test_a_refused_announcement_is_an_alarm_and_not_a_second_death(
+async def test_a_refused_announcement_is_an_alarm_and_holds_up_no_other(
     spool: Spool, kafka: FakeKafka, make_event: MakeEvent, until: Until, *, caplog: pytest.LogCaptureFixture
 ) -> None:
     (sent,) = await fill(spool, [make_event(1)])
-    # The event alone; what is harmless passes; its announcement does not, until the broker is mended.
-    kafka.faults.extend([RecordsRefused(), None, RecordsRefused(), RecordsRefused()])
-    async with publishing(spool, kafka) as publisher:
-        await until(lambda: "announcement" in (publisher.last_error or ""))
-        assert not publisher.connected
+    # Both; the event alone, twice, and its announcement, twice; what is harmless passes each time.
+    kafka.faults.extend([RecordsRefused(), *[RecordsRefused(), None] * 4])
+    await fill(spool, [make_event(2)])
+    async with publishing(spool, kafka):
         await until(lambda: spool.depth == 0)
-    assert sent not in kafka.bodies
-    assert len([record for record in caplog.records if getattr(record, "action", "") == "event_dead"]) == 1
+    assert kafka.bodies == [make_event(2).body]
+    assert list(spool.dead) == [1]
+    told = [getattr(record, "action", "") for record in caplog.records if record.levelname == "ERROR"]
+    assert told == ["event_dead", "announcement_refused"]
+    assert kafka.tried == [sent, b"{}"]
+
+
+async def test_an_event_that_is_refused_in_passing_is_published_after_all(
+    spool: Spool, kafka: FakeKafka, make_event: MakeEvent, until: Until
+) -> None:
+    sent = await fill(spool, [make_event(1)])
+    # Refused; the harmless passes. Something else goes wrong. Refused, and so forth.
+    kafka.faults.extend([RecordsRefused(), None, KafkaTimeout(), RecordsRefused(), None])
+    async with publishing(spool, kafka):
+        await until(lambda: spool.depth == 0)
+    assert kafka.bodies == sent
+    assert spool.dead == {}
+
+
+async def test_an_event_that_is_there_is_not_dead_whatever_was_refused(
+    spool: Spool, kafka: FakeKafka, make_event: MakeEvent, until: Until
+) -> None:
+    sent = await fill(spool, [make_event(1)])
+    kafka.late_faults.append(RecordsRefused())
+    async with publishing(spool, kafka):
+        await until(lambda: spool.depth == 0)
+    assert kafka.bodies == sent
+    assert spool.dead == {}
 
 
 async def test_a_broker_that_refuses_everything_is_lost_and_kills_no_event(
@@ -677,7 +702,7 @@ async def test_without_a_word_of_size_an_event_is_dead_only_after_its_partition_
     spool: Spool, kafka: FakeKafka, make_event: MakeEvent, until: Until
 ) -> None:
     # As it is when a whole partition is broken, and the watermark's is not.
-    kafka.partition_is_broken = True
+    kafka.partition_is_broken, kafka.for_size = True, False
     sent = await fill(spool, [poison(make_event, 0), make_event(1), make_event(2)])
     async with publishing(spool, kafka) as publisher:
         await until(lambda: "refuses everything" in (publisher.last_error or ""))
@@ -693,7 +718,7 @@ async def test_without_a_word_of_size_an_event_is_dead_only_after_its_partition_
 async def test_an_event_that_is_too_large_is_dead_whatever_its_partition_takes(
     spool: Spool, kafka: FakeKafka, make_event: MakeEvent, until: Until
 ) -> None:
-    kafka.for_size = kafka.partition_is_broken = True
+    kafka.partition_is_broken = True
     sent = await fill(spool, [poison(make_event, 0), make_event(1)])
     async with publishing(spool, kafka):
         await until(lambda: spool.depth == 0)
