@@ -55,7 +55,7 @@ class Event:
         self.answered_at: float | None = None
         #: Whether its sender is done with it.
         self.done = False
-        #: Tries that were not answered 200: of each of them nobody knows what came of it.
+        #: Tries of which nobody knows what came of them.
         self.failed_tries = 0
         self.landed = 0
         #: How often each occurrence has.
@@ -115,7 +115,7 @@ class Ledger:
             self.accepted += 1
 
     def failed(self, event: Event) -> None:
-        """A try was not answered 200: what came of it is not known."""
+        """A try was not answered 200, and what came of it is not known."""
         event.failed_tries += 1
 
     def gave_up(self, event: Event) -> None:

@@ -34,6 +34,7 @@ _STRANGE = 0.01
 _MESSAGES = 12
 #: Answers that a fault may bring about; any other is a fault of the relay's own.
 _EXPECTED = (200, 503, None)
+_NEVER_CAME = "connection refused"
 
 
 class Load:
@@ -152,18 +153,20 @@ class Load:
                 self.answered_sent_at = event.sent_at
                 self._ledger.answered(event)
                 return
-            self._ledger.failed(event)
+            if answered is None:
+                self._ledger.failed(event)
             if number >= TRIES and (self._stopping.is_set() or not insists):
                 self._ledger.gave_up(event)
                 return
             await asyncio.sleep(GAP)
 
-    async def _try(self, body: bytes) -> bool:
+    async def _try(self, body: bytes) -> bool | None:
+        # None if nobody knows what came of it.
         if self._cuts > 0:
             self._cuts -= 1
             await self._cut_off(body)
             self.tries["cut off"] += 1
-            return False
+            return None
         port = self._port
         self._under_way[port] += 1
         try:
@@ -173,7 +176,7 @@ class Load:
         self.tries[attempt.status if attempt.status is not None else str(attempt.error)] += 1
         if attempt.status not in _EXPECTED or (attempt.delivered and attempt.answer):
             self._ledger.blame("answers", f"{attempt.status} {attempt.answer[:200]!r}")
-        return attempt.delivered
+        return attempt.delivered or (False if attempt.error == _NEVER_CAME else None)
 
     async def _cut_off(self, body: bytes) -> None:
         request = (
