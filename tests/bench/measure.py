@@ -242,18 +242,18 @@ def _landings(bootstrap_servers: str) -> Iterator[list[float]]:
 def catch_up(relay: Relay) -> Row:
     """How fast a backlog goes once Kafka is back, while ARRIVALS go on."""
     back = time.perf_counter()
-    backlog, begun, depth_then = relay.depth, 0.0, 0
+    backlog, begun, published_then = relay.depth, 0.0, 0
     while True:
         time.sleep(0.05)
-        now, depth = time.perf_counter(), relay.depth
+        now, depth, published = time.perf_counter(), relay.depth, relay.published
         if not begun and depth < backlog:
-            begun, depth_then = now, depth
+            begun, published_then = now, published
         backlog = max(backlog, depth)
         if begun and depth < ARRIVALS // 2:
             break
         if now > back + _DRAIN_SECONDS:
             raise BenchError(f"Kafka is back, but {depth} events still wait.")
-    rate = (depth_then - depth) / (now - begun) + ARRIVALS
+    rate = (published - published_then) / (now - begun)
     measured = (
         f"{rate / ARRIVALS:.1f} x: {rate:,.0f}/s, done in {now - begun:.1f} s; resumed after {begun - back:.1f} s"
     )

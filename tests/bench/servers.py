@@ -17,6 +17,7 @@ from typing import Any, Self
 from .load import TOKEN, Load, Outcome
 
 TOPIC = "rocketchat.omnichannel"
+_PUBLISHED = "relay_events_published_total{"
 #: Seconds for a start, and for a spool to drain.
 _PATIENCE = 120.0
 _numbers = itertools.count(0, 10_000_000)
@@ -146,6 +147,12 @@ class Relay(Server):
     def depth(self) -> int:
         """How many events are not yet on Kafka."""
         return int(self.status()["spool"]["events"])
+
+    @property
+    def published(self) -> int:
+        """How many events this process has brought to Kafka."""
+        lines = self._get("/metrics").decode().splitlines()
+        return sum(int(float(line.rsplit(" ", 1)[1])) for line in lines if line.startswith(_PUBLISHED))
 
     def status(self) -> Any:
         """What `/status` says."""
