@@ -605,7 +605,9 @@ async def test_an_event_that_is_there_is_not_dead_whatever_was_refused(
     spool: Spool, kafka: FakeKafka, make_event: MakeEvent, until: Until
 ) -> None:
     sent = await fill(spool, [make_event(1)])
-    kafka.late_faults.append(RecordsRefused())
+    refusal = RecordsRefused()
+    refusal.for_size = True
+    kafka.late_faults.append(refusal)
     async with publishing(spool, kafka):
         await until(lambda: spool.depth == 0)
     assert kafka.bodies == sent
