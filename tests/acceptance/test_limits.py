@@ -113,23 +113,23 @@ def test_without_a_spool_a_retry_across_a_crash_lands_twice(kafka: FoundKafka, m
     assert times([body], landed(relay, kafka)) == [2]
 
 
-@pytest.mark.parametrize(("noted", "expected"), [(False, 1), (True, 2)])
+@pytest.mark.parametrize("at_once", [True, False])
 def test_a_repeat_after_a_crash_in_the_second_after_the_answer_counts_as_a_retry(
-    kafka: FoundKafka, make_relay: MakeRelay, *, noted: bool, expected: int
+    kafka: FoundKafka, make_relay: MakeRelay, *, at_once: bool
 ) -> None:
     relay = make_relay(kafka).start(connected=True)
     body = of_type("LivechatSessionQueued", new_chat())
     deliver(relay, body)
-    if noted:
+    if not at_once:
         wait_until(lambda: answers_noted(relay) == 1, "the answer is in the file")
     relay.kill()
+    noted = answers_noted(relay) == 1  # Which a slow machine may have had the time for, too.
     relay.start()
     published(relay, body)
     assert relay.stop() == 0
 
-    ids = {record.header("ce_id") for record in landed(relay, kafka)}
-    assert ids == {id_of(body), f"{id_of(body)}.2"} if noted else {id_of(body)}
-    assert len(ids) == expected
+    ids = sorted(record.header("ce_id") or "" for record in landed(relay, kafka))
+    assert ids == [id_of(body), *([f"{id_of(body)}.2"] if noted else [])]
 
 
 def answers_noted(relay: RelayProcess) -> int:
