@@ -124,7 +124,7 @@ class Publisher:
         self._cuts: set[int] = set()
         #: Whether the last cycle was full: the next one does not wait for more.
         self._behind = False
-        #: The event that was refused alone, without a word of its size, when its partition took something else.
+        #: The sequence that was refused alone, without a word of its size, while Kafka took something else; 0 for none.
         self._suspect = 0
         self._covered = 0
         self._committed_at = -INTERVAL
@@ -281,14 +281,14 @@ class Publisher:
         # and then the event must be refused a second time.
         sequence = entry[0]
         convicted = error.for_size or sequence == self._suspect
-        announced = sequence in self._source.dead
+        is_announcement = sequence in self._source.dead
         harmless: list[Record] = []
         probe = self._connect()
         try:
             self._covered = await self._resume(probe)
             if sequence <= self._covered:
                 return
-            if convicted and not (probe.transactional or announced):
+            if convicted and not (probe.transactional or is_announcement):
                 harmless = [self._records.refusal(*entry, str(error), _now())]
             await probe.publish(harmless, self._source.watermark(self._covered))
             if probe.transactional and not convicted:
@@ -298,8 +298,8 @@ class Publisher:
         finally:
             await probe.close()
         self._suspect = 0 if convicted else sequence
-        if convicted and announced:
-            self._done_with(entry)
+        if convicted and is_announcement:
+            self._done_with(entry)  # The spool has its body, and the commands and metrics show it.
             said, action = "The announcement of dead event %d is refused: %s", "announcement_refused"
             log.error(said, sequence, error, extra={"action": action, "sequence": sequence})
         elif convicted:

@@ -306,8 +306,8 @@ MUTANTS = (
         [
             Edit(
                 "publisher.py",
-                "        if convicted and announced:\n            self._done_with(entry)\n",
-                "        if convicted and announced:\n",
+                "            self._done_with(entry)  # The spool has its body",
+                "            # The spool has its body",
             )
         ],
         [
