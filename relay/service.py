@@ -14,7 +14,7 @@ import gc
 import logging
 import signal
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -30,6 +30,7 @@ from relay.framer import Framer, wanted
 from relay.framing import fingerprint
 from relay.ingress import Ingress
 from relay.kafka import Producer, TopicPlan
+from relay.listening import listen
 from relay.memory import MemoryQueue
 from relay.metrics import Metrics
 from relay.publisher import Publisher
@@ -233,8 +234,11 @@ class Service:
             await console.setup()
             context = self._certificate.context if self._certificate else None
             host, port = settings.http_host, settings.http_port
-            await _open(web.TCPSite(webhook, host, port, backlog=1024, ssl_context=context), "RELAY_HTTP_PORT")
-            await _open(web.TCPSite(console, settings.admin_host, settings.admin_port), "RELAY_ADMIN_PORT")
+            with _opening(host, port, "RELAY_HTTP_PORT"):
+                await listen(webhook, host, port, context)
+            host, port = settings.admin_host, settings.admin_port
+            with _opening(host, port, "RELAY_ADMIN_PORT"):
+                await web.TCPSite(console, host, port).start()
             self.ports = (webhook.addresses[0][1], console.addresses[0][1])
             yield
         finally:
@@ -329,8 +333,11 @@ def _share_one_heap() -> None:
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
-async def _open(site: web.TCPSite, variable: str) -> None:
+@contextlib.contextmanager
+def _opening(host: str, port: int, variable: str) -> Iterator[None]:
     try:
-        await site.start()
+        yield
     except OSError as error:
-        raise RelayError(f"{site.name} cannot be opened: {error.strerror}. Set another {variable}.") from error
+        raise RelayError(
+            f"Port {port} of {host} cannot be opened: {error.strerror}. Set another {variable}."
+        ) from error

@@ -34,6 +34,7 @@ LAYERS = (
         "relay.auth",
         "relay.tls",
         "relay.answers",
+        "relay.listening",
     },
     {"relay.schema_ids"},
     {"relay.framer"},
@@ -56,6 +57,7 @@ OWNERS = {
     "jsonschema_rs": {"relay.schemas"},
     "aiohttp": {
         "relay.answers",
+        "relay.listening",
         "relay.ingress",
         "relay.admin",
         "relay.service",

@@ -1,0 +1,29 @@
+"""The webhook's port: as many connections are accepted as come, however long a turn of the event loop takes."""
+
+import asyncio
+import socket
+import ssl
+from contextlib import ExitStack
+
+from aiohttp import web
+
+#: libuv accepts one connection from a listening socket in each turn of the loop, and Rocket.Chat opens one for each
+#: event; while a backlog is published, turns take milliseconds. From each duplicate of the socket it accepts one, too.
+_ACCEPTED_PER_TURN = 4
+#: Connections that the kernel keeps until they are accepted.
+_BACKLOG = 1024
+
+
+async def listen(runner: web.BaseRunner, host: str, port: int, context: ssl.SSLContext | None) -> None:
+    """
+    Opens *port*, 0 for any, on every address of *host*, until *runner* is cleaned up.
+
+    Raises: OSError.
+    """
+    bound = await asyncio.get_running_loop().create_server(asyncio.Protocol, host, port, start_serving=False)
+    with ExitStack() as undo:
+        undo.callback(bound.close)
+        for address in bound.sockets:
+            for _ in range(_ACCEPTED_PER_TURN):
+                listening: socket.socket = address.dup()
+                await web.SockSite(runner, listening, backlog=_BACKLOG, ssl_context=context).start()
