@@ -48,6 +48,7 @@ class Outcome(NamedTuple):
     seconds: float
     p50: float
     p99: float
+    worst: float
     errors: dict[str, int]
 
 
@@ -101,9 +102,8 @@ class Generator:
                 self._send()
         self._errors["no answer"] += len(self._under_way)
         seconds = time.perf_counter() - begun
-        return Outcome(
-            len(self._took), seconds, quantile(self._took, 0.5), quantile(self._took, 0.99), dict(+self._errors)
-        )
+        p50, p99, worst = (quantile(self._took, share) for share in (0.5, 0.99, 1.0))
+        return Outcome(len(self._took), seconds, p50, p99, worst, dict(+self._errors))
 
     def _pause(self, begun: float, now: float) -> float:
         # Until the next event may be sent.

@@ -379,6 +379,16 @@ MUTANTS = (
         ],
     ),
     Mutant(
+        "the spool's file is given back however much is left in it",
+        [Edit("store.py", " and self._used_bytes < _LEFT_BYTES:", ":")],
+        [f"{_STORE}::test_the_file_is_not_given_back_while_much_is_left_in_it_which_would_be_in_memory_then"],
+    ),
+    Mutant(
+        "the webhook's port accepts one connection in a turn of the loop",
+        [Edit("listening.py", "_ACCEPTED_PER_TURN = 4", "_ACCEPTED_PER_TURN = 1")],
+        ["tests/unit/test_listening.py::test_connections_do_not_wait_for_a_turn_of_the_loop_each"],
+    ),
+    Mutant(
         "a file that cannot be given back is compacted again with each commit",
         [Edit("store.py", "if now < self._compaction_failed_at + _COMPACTION_PAUSE:", "if now < 0:")],
         [f"{_STORE}::test_a_file_that_cannot_be_given_back_takes_events_all_the_same_and_is_given_back_later"],
