@@ -27,8 +27,9 @@ def show(events: Published, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
     def show(*command: object, **environ: str) -> Printing:
         given = {name: value for name, value in os.environ.items() if not name.startswith("LC_")}
+        given |= {"LANG": "C.UTF-8", "PYTHONFAULTHANDLER": "1"}
         directory = tmp_path_factory.mktemp("example")
-        running.append(Printing(command, {**given, "LANG": "C.UTF-8", **events.environ(), **environ}, directory))
+        running.append(Printing(command, {**given, **events.environ(), **environ}, directory))
         return running[-1]
 
     yield show

@@ -4,6 +4,7 @@ import itertools
 import json
 import random
 import re
+import signal
 import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -184,7 +185,9 @@ class Printing:
         try:
             wait_until(printed, f"{count} lines", seconds=180, pause=0.05)
         except AssertionError as error:
-            told = [*self.lines()[-5:], self._errors.read_text(errors="replace")[-2000:]]
+            self._process.send_signal(signal.SIGABRT)  # Python says where it is then.
+            self._process.wait()
+            told = [*self.lines()[-5:], self._errors.read_text(errors="replace")[-6000:]]
             raise AssertionError("\n".join([str(error), *told])) from None
         return self.lines()
 
