@@ -83,6 +83,12 @@ def pages(connection: sqlite3.Connection) -> tuple[int, int]:
     return count, free
 
 
+def waiting_bytes(connection: sqlite3.Connection) -> int:
+    """How many bytes the bodies of the events are that wait for Kafka."""
+    found: int = connection.execute("SELECT coalesce(sum(length(bodies)), 0) FROM batches").fetchone()[0]
+    return found
+
+
 def identity(connection: sqlite3.Connection) -> str:
     """What names the spool on Kafka."""
     found: str = connection.execute("SELECT identity FROM spool").fetchone()[0]

@@ -35,11 +35,11 @@ log = logging.getLogger(__name__)
 
 #: Beyond the limit, for what makes room again: trims, dead events, dedupe memory.
 HEADROOM_BYTES = 8 << 20
-#: The file is written anew, without its free pages, once so many bytes of it are free and few are left. Commits wait
-#: meanwhile, about half a second for a gigabyte, most of it in the file system; what is left, by and large the dedupe
-#: window after an outage, is in memory then. Page by page SQLite looks through all that are free for each that it gives
-#: back: half a minute of CPU for a gigabyte.
-_FREE_BYTES = _LEFT_BYTES = 16 << 20
+#: The file is written anew, without its free pages, once so many bytes of it are free, few are left, and of events that
+#: wait still fewer. Commits wait meanwhile, about half a second for a gigabyte, most of it in the file system; what is
+#: left, by and large the dedupe window, is in memory then. Page by page SQLite looks through all that are free for each
+#: that it gives back: half a minute of CPU for a gigabyte.
+_FREE_BYTES, _LEFT_BYTES, _WAITING_BYTES = 16 << 20, 16 << 20, 1 << 20
 #: Seconds until that is tried again, if it failed.
 _COMPACTION_PAUSE = 60.0
 #: For how many transactions the bytes in use are reckoned before they are asked for.
@@ -300,6 +300,8 @@ class Store:
     def _compact(self, connection: sqlite3.Connection) -> None:
         now = time.monotonic()
         if now < self._compaction_failed_at + _COMPACTION_PAUSE:
+            return
+        if spool_file.waiting_bytes(connection) > _WAITING_BYTES:
             return
         self._compaction_failed_at = now
         connection.execute("VACUUM")

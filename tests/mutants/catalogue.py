@@ -381,7 +381,12 @@ MUTANTS = (
     Mutant(
         "the spool's file is given back however much is left in it",
         [Edit("store.py", " and self._used_bytes < _LEFT_BYTES:", ":")],
-        [f"{_STORE}::test_the_file_is_not_given_back_while_much_is_left_in_it_which_would_be_in_memory_then"],
+        [f"{_STORE}::test_the_file_is_not_given_back_while_much_is_left_in_it"],
+    ),
+    Mutant(
+        "the spool's file is given back however much waits in it",
+        [Edit("store.py", "if spool_file.waiting_bytes(connection) > _WAITING_BYTES:", "if False:")],
+        [f"{_STORE}::test_the_file_is_given_back_when_hardly_anything_waits_any_more"],
     ),
     Mutant(
         "the webhook's port accepts one connection in a turn of the loop",
