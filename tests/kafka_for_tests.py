@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from confluent_kafka import admin
+from confluent_kafka import KafkaException, admin
 from relay_process import wait_until
 
 from relay.dev.kafka import LocalKafka
@@ -63,21 +63,26 @@ def find_kafka(local_runtime: Callable[[], Runtime]) -> Iterator[FoundKafka]:
 
 @contextmanager
 def _on_this_machine(runtime: Callable[[], Runtime]) -> Iterator[str]:
-    with LocalKafka(runtime=runtime()) as kafka:
+    # No test kills it: it is not to be taken for dead because the machine is slow.
+    with LocalKafka(properties={"broker.session.timeout.ms": "30000"}, runtime=runtime()) as kafka:
         yield kafka.bootstrap_servers
 
 
 def set_topic_config(servers: str, topic: str, name: str, value: str) -> None:
     """Gives a setting of a topic another value; returns when the broker says that it has it."""
     known: Any = admin  # Not all of it is declared.
-    client = known.AdminClient({"bootstrap.servers": servers})
     entry = known.ConfigEntry(name, value, incremental_operation=known.AlterConfigOpType.SET)
     changed = known.ConfigResource(known.ResourceType.TOPIC, topic, incremental_configs=[entry])
-    for future in client.incremental_alter_configs([changed]).values():
-        future.result(30)
 
     def is_set() -> bool:
-        (described,) = client.describe_configs([known.ConfigResource(known.ResourceType.TOPIC, topic)]).values()
-        return bool(described.result(30)[name].value == value)
+        # A client anew each time: a broker that was just frozen or down has left one waiting for half a minute.
+        client = known.AdminClient({"bootstrap.servers": servers})
+        try:
+            for future in client.incremental_alter_configs([changed]).values():
+                future.result(10)
+            (described,) = client.describe_configs([known.ConfigResource(known.ResourceType.TOPIC, topic)]).values()
+            return bool(described.result(10)[name].value == value)
+        except (KafkaException, TimeoutError):
+            return False
 
-    wait_until(is_set, f"{name} of {topic} is {value}")
+    wait_until(is_set, f"{name} of {topic} is {value}", seconds=60)
