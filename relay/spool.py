@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 COMMIT_INTERVAL = 0.002
 #: Seconds until what is published is trimmed, if no append comes by to do it.
 TRIM_SECONDS = 1.0
+#: Seconds between two looks, whether or not events arrive, at what the dedupe window leaves behind and what of the file
+#: can be given back.
+TIDY_SECONDS = 60.0
 #: About how many bytes of dead events are taken up at once: a commit stays short, and memory bounded.
 REQUEUE_BYTES = 1 << 20
 #: What a probe writes beyond the body of the event that was refused: that one had more pages to touch.
@@ -96,6 +99,7 @@ class Spool:
         self._published: int | None = None
         self._digests: list[bytes] = []
         self._trim_timer: asyncio.TimerHandle | None = None
+        self._tidy_timer = self._loop.call_later(TIDY_SECONDS, self._tidy)
         self._jobs: queue.SimpleQueue[_Commit | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write, name="spool-writer")
         self._writer.start()
@@ -192,9 +196,13 @@ class Spool:
 
     def published(self, sequence: int) -> None:
         """Every event up to *sequence* is on Kafka: they need not be kept."""
-        for event in self._backlog.published(sequence):
-            if self._dedupe.window and not event.repeatable:
-                self._digests.append(event.digest[:DIGEST_BYTES])
+        now = self._steady_now()
+        # What was longer in the backlog than the dedupe window lasts need not be remembered any more.
+        self._digests += (
+            event.digest[:DIGEST_BYTES]
+            for event in self._backlog.published(sequence)
+            if not event.repeatable and self._dedupe.recognises(event, now)
+        )
         self._published_upto = max(self._published_upto, sequence)
         if self._published is None or sequence > self._published:
             self._published = sequence
@@ -259,6 +267,7 @@ class Spool:
 
     async def close(self) -> None:
         """Writes what is still to be written, and closes the file."""
+        self._tidy_timer.cancel()
         if self._trim_timer:
             self._trim_timer.cancel()
         while self._writing or self._gathering or self._published is not None:
@@ -317,6 +326,7 @@ class Spool:
                 )
             if not self._run_stored:
                 change.run = self._history.run
+        if not self._trimming:
             change.forget_before = self._dedupe.forget(now)
         self._writing = True
         self._handed_over_at = self._loop.time()
@@ -401,6 +411,10 @@ class Spool:
                 log.error("The spool cannot take events: %s", error, extra={"action": "spool_failed"})
             else:
                 log.info("The spool takes events again.", extra={"action": "spool_recovered"})
+
+    def _tidy(self) -> None:
+        self._tidy_timer = self._loop.call_later(TIDY_SECONDS, self._tidy)
+        self._gather()
 
     def _flush(self) -> None:
         self._trim_timer = None

@@ -294,7 +294,7 @@ class Store:
         pages, free = spool_file.pages(connection)
         self._used_bytes = (pages - free) * PAGE_SIZE
         free_bytes = free * PAGE_SIZE
-        if free_bytes > max(_FREE_BYTES, self._used_bytes) and self._used_bytes < _LEFT_BYTES:
+        if free_bytes > _FREE_BYTES and self._used_bytes < _LEFT_BYTES:
             self._compact(connection)
 
     def _compact(self, connection: sqlite3.Connection) -> None:
@@ -305,6 +305,8 @@ class Store:
             return
         self._compaction_failed_at = now
         connection.execute("VACUUM")
+        # That alone cuts the file off, and there may be no other for long.
+        connection.execute("PRAGMA wal_checkpoint").fetchall()
         self._compaction_failed_at = -_COMPACTION_PAUSE
 
     def _give_up_writer(self) -> None:

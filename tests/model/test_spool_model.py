@@ -90,6 +90,8 @@ class SpoolModel(RuleBasedStateMachine):
             (backlog_module, "MEMORY_BYTES", 5_000),
             (batch_module, "ROW_BYTES", 4_000),
             (store_module, "_FREE_BYTES", 20_000),
+            (store_module, "_LEFT_BYTES", 200_000),
+            (store_module, "_WAITING_BYTES", 3_000),
         ):
             self.stack.enter_context(patch.object(module, name, value))
         self.numbers = itertools.count(1)

@@ -384,6 +384,22 @@ MUTANTS = (
         [f"{_STORE}::test_the_file_is_not_given_back_while_much_is_left_in_it"],
     ),
     Mutant(
+        "an idle relay gives nothing back",
+        [
+            Edit(
+                "spool.py",
+                "self._loop.call_later(TIDY_SECONDS, self._tidy)\n        self._gather()",
+                "self._tidy_timer",
+            )
+        ],
+        [f"{_SPOOL}::test_an_idle_relay_forgets_what_the_dedupe_window_leaves_behind_and_gives_the_file_back"],
+    ),
+    Mutant(
+        "the spool's file is cut off only when somebody else writes",
+        [Edit("store.py", 'connection.execute("PRAGMA wal_checkpoint").fetchall()', "pass")],
+        [f"{_STORE}::test_the_file_is_given_back_when_hardly_anything_waits_any_more"],
+    ),
+    Mutant(
         "the spool's file is given back however much waits in it",
         [Edit("store.py", "if spool_file.waiting_bytes(connection) > _WAITING_BYTES:", "if False:")],
         [f"{_STORE}::test_the_file_is_given_back_when_hardly_anything_waits_any_more"],

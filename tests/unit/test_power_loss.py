@@ -72,6 +72,7 @@ async def test_every_answered_event_is_there_after_a_fault_at_any_moment(
 ) -> None:
     monkeypatch.setattr(spool_module, "TRIM_SECONDS", 0.005)
     monkeypatch.setattr(store_module, "_FREE_BYTES", 50_000)
+    monkeypatch.setattr(store_module, "_WAITING_BYTES", 20_000)
     rng, of_the_disk = random.Random(seed), random.Random(seed)
     disk = Disk()
     answered: list[bytes] = []

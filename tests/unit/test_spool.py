@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from relay import backlog as backlog_module
 from relay import spool as spool_module
+from relay import store as store_module
 from relay.batch import Entry
 from relay.errors import SpoolFailed, SpoolFull, SpoolInUse
 from relay.event import Event
@@ -98,6 +99,12 @@ def stored(path: Path) -> list[bytes]:
     # As any other process sees it: only what is committed.
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
         return [body for (body,) in connection.execute("SELECT body FROM events ORDER BY sequence")]
+
+
+def remembered(path: Path) -> bytes:
+    """What is remembered of published events: joined digests."""
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+        return b"".join(joined for (joined,) in connection.execute("SELECT digests FROM digests"))
 
 
 def size_of(path: Path) -> int:
@@ -362,6 +369,40 @@ async def test_a_trim_that_fails_is_tried_again(
         assert len(stored(path)) == 1
         writes.fault = None
         await until(lambda: not stored(path))
+
+
+async def test_events_that_waited_for_longer_than_the_dedupe_window_leave_nothing_to_remember(
+    path: Path, make_event: MakeEvent, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool_module, "TRIM_SECONDS", 0.005)
+    async with opened(path, dedupe_seconds=300) as spool:
+        await spool.append(make_event(1))
+        spool._clock_offset += 301
+        await spool.append(make_event(2))
+        spool.published((await take_all(spool))[-1][0])
+        await until(lambda: not stored(path))
+    assert remembered(path) == make_event(2).digest[:16]
+
+
+async def test_an_idle_relay_forgets_what_the_dedupe_window_leaves_behind_and_gives_the_file_back(
+    path: Path, make_event: MakeEvent, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool_module, "TRIM_SECONDS", 0.005)
+    monkeypatch.setattr(spool_module, "TIDY_SECONDS", 0.01)
+    monkeypatch.setattr(store_module, "_LEFT_BYTES", 0)
+    async with opened(path) as spool:
+        for number in range(30):
+            await spool.append(make_event(number, padding=1_000_000))
+        spool.published((await take_all(spool))[-1][0])
+        await until(lambda: not stored(path))
+        assert remembered(path)
+        assert size_of(path) > 20_000_000
+
+        spool._clock_offset += 1000
+        await until(lambda: not remembered(path))
+        assert size_of(path) > 20_000_000
+        monkeypatch.setattr(store_module, "_LEFT_BYTES", 16 << 20)
+        await until(lambda: size_of(path) < 1_000_000)
 
 
 async def test_a_full_spool_refuses_without_a_write_and_has_room_again_once_events_are_published(

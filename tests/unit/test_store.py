@@ -605,7 +605,9 @@ def test_the_file_is_given_back_after_a_backlog(path: Path, make_event: MakeEven
         assert read_all(store) == entries_from(30, events[29:])
 
 
-def test_the_file_is_given_back_when_hardly_anything_waits_any_more(store: Store, make_event: MakeEvent) -> None:
+def test_the_file_is_given_back_when_hardly_anything_waits_any_more(
+    store: Store, path: Path, make_event: MakeEvent
+) -> None:
     events = [make_event(number, padding=1_000_000) for number in range(45)]
     store.write(Change(entries_from(1, events), total_events=45))
     full = spool_file.pages(store._reader)[0]
@@ -613,6 +615,7 @@ def test_the_file_is_given_back_when_hardly_anything_waits_any_more(store: Store
     assert spool_file.pages(store._reader)[0] == full
     store.write(Change(published=44))
     assert spool_file.pages(store._reader)[0] < full / 10
+    assert path.stat().st_size < full * PAGE_SIZE / 10
 
 
 def test_the_file_is_not_given_back_while_much_is_left_in_it(store: Store, make_event: MakeEvent) -> None:
