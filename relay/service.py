@@ -234,10 +234,10 @@ class Service:
             await console.setup()
             context = self._certificate.context if self._certificate else None
             host, port = settings.http_host, settings.http_port
-            with _opening(host, port, "RELAY_HTTP_PORT"):
+            with _opening(host, port, "RELAY_HTTP"):
                 await listen(webhook, host, port, context)
             host, port = settings.admin_host, settings.admin_port
-            with _opening(host, port, "RELAY_ADMIN_PORT"):
+            with _opening(host, port, "RELAY_ADMIN"):
                 await web.TCPSite(console, host, port).start()
             self.ports = (webhook.addresses[0][1], console.addresses[0][1])
             yield
@@ -334,10 +334,11 @@ def _share_one_heap() -> None:
 
 
 @contextlib.contextmanager
-def _opening(host: str, port: int, variable: str) -> Iterator[None]:
+def _opening(host: str, port: int, variables: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise RelayError(
-            f"Port {port} of {host} cannot be opened: {error.strerror}. Set another {variable}."
+            f"Port {port} of {host} cannot be opened: {error.strerror}. "
+            f"Set another {variables}_PORT, or {variables}_HOST."
         ) from error
