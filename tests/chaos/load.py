@@ -7,7 +7,6 @@ import socket
 import struct
 import threading
 import time
-import uuid
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,15 +41,16 @@ _NEVER_CAME = "connection refused"
 class Load:
     """
     *chats* at once send *rate* events a second altogether, while the with-block runs. A chat that had to wait catches
-    up on a little of that at twice its pace: the rate that was reached is what `ledger` counts.
+    up on a little of that at twice its pace: the rate that was reached is what `ledger` counts. With the same *seed*
+    the chats say the same.
     """
 
-    def __init__(self, ledger: Ledger, *, rate: float, chats: int = 128) -> None:
+    def __init__(self, ledger: Ledger, *, rate: float, seed: int, chats: int = 128) -> None:
         self._ledger = ledger
         self._chats = chats
         self._interval = chats / rate
-        # No run's bodies are those of another run against the same Kafka.
-        self._run = uuid.uuid4().hex[:8]
+        self._seed = seed
+        self._rng = random.Random(seed)
         self._port = 0
         self._player = RocketChat("http://127.0.0.1:1", TOKEN)
         self._under_way: Counter[int] = Counter()
@@ -127,7 +127,7 @@ class Load:
                 chats.create_task(self._chat(number))
 
     async def _chat(self, number: int) -> None:
-        rng = random.Random(f"{self._run}-{number}")
+        rng = random.Random(f"{self._seed}-{number}")
         loop = asyncio.get_running_loop()
         begun = loop.time()
         due = begun + self._interval * number / self._chats
@@ -185,19 +185,19 @@ class Load:
             "POST /rocketchat HTTP/1.1\r\nContent-Type: application/json\r\nHost: relay\r\nConnection: close\r\n"
             f"X-RocketChat-Livechat-Token: {TOKEN}\r\nContent-Length: {len(body)}\r\n\r\n"
         ).encode() + body
-        if random.random() < 0.25:
-            request = request[: random.randrange(1, len(request))]
+        if self._rng.random() < 0.25:
+            request = request[: self._rng.randrange(1, len(request))]
         try:
             async with asyncio.timeout(self._player.timeout):
                 _, writer = await asyncio.open_connection("127.0.0.1", self._port)
                 writer.write(request)
                 await writer.drain()
-                await asyncio.sleep(random.choice((0.0, 0.001, 0.003)))
+                await asyncio.sleep(self._rng.choice((0.0, 0.001, 0.003)))
         except (OSError, TimeoutError):
             return
         # None once the relay has closed it.
         connection: socket.socket | None = writer.get_extra_info("socket")
-        if connection is not None and random.random() < 0.5:
+        if connection is not None and self._rng.random() < 0.5:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.transport.abort()
 

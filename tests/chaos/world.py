@@ -72,7 +72,7 @@ class Kafka(LocalKafka):
 class World:
     """Everything of one run, in *directory*, while the with-block runs. The load begins when it is asked to."""
 
-    def __init__(self, directory: Path, *, cluster: int, rate: float, registry: bool) -> None:
+    def __init__(self, directory: Path, *, cluster: int, seed: int, rate: float, registry: bool) -> None:
         self.directory = directory
         self._stack = ExitStack()
         self.proxies = Proxies(cluster)
@@ -80,7 +80,7 @@ class World:
         self.registry = LocalRegistry() if registry else None
         layout = Layout(TOPIC, DEAD_LETTERS, PARTITIONS, schema_uris(), framed=registry)
         self.ledger = Ledger(layout)
-        self.load = Load(self.ledger, rate=rate)
+        self.load = Load(self.ledger, rate=rate, seed=seed)
         self.disk = directory / "disk"
         self.disk.mkdir()
         #: None without a C compiler.
