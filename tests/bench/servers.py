@@ -140,8 +140,9 @@ class Relay(Server):
 
     @property
     def spool_bytes(self) -> int:
-        """Size of the spool's file."""
-        return self.spool_path.stat().st_size
+        """Size of the spool's file and its write-ahead log."""
+        log = self.spool_path.with_name(f"{self.spool_path.name}-wal")
+        return self.spool_path.stat().st_size + log.stat().st_size
 
     @property
     def depth(self) -> int:

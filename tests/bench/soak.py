@@ -33,7 +33,7 @@ _SLICE = 20.0
 #: How many of them before an outage, and after it.
 _SLICES = 6
 _SAMPLE_SECONDS = 5.0
-#: More than the dedupe window: only what is left after it is little.
+#: More than the dedupe window: what it covers may be too much to give the file back.
 _GIVEN_BACK_SECONDS = 420.0
 _SMALL_BYTES = 16 << 20
 _LONG = 20 * 60.0
@@ -85,6 +85,7 @@ class Soak:
                 self._kafka.brokers[0].start()
                 caught_up = catch_up(relay)
             after = [self._send(_SLICE) for _ in range(_SLICES)]
+            self._meanwhile += after
             yield from _latency(f"Kafka away for {seconds / 60:g} min", away, before, after)
             yield caught_up
             yield from self._ending(peak)
@@ -108,6 +109,7 @@ class Soak:
                 broker.thaw()
                 yield catch_up(relay)
             after = [self._send(_SLICE) for _ in range(_SLICES)]
+            self._meanwhile += after
             yield from _latency(f"{waiting:,} events waiting", waited, before, after)
             yield from self._ending(peak)
 
