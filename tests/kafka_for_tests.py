@@ -82,7 +82,12 @@ def set_topic_config(servers: str, topic: str, name: str, value: str) -> None:
                 future.result(10)
             (described,) = client.describe_configs([known.ConfigResource(known.ResourceType.TOPIC, topic)]).values()
             return bool(described.result(10)[name].value == value)
-        except (KafkaException, TimeoutError):
+        except (KafkaException, TimeoutError) as error:
+            said.append(repr(error))
             return False
 
-    wait_until(is_set, f"{name} of {topic} is {value}", seconds=60)
+    said = [""]
+    try:
+        wait_until(is_set, f"{name} of {topic} is {value}", seconds=60)
+    except AssertionError as error:
+        raise AssertionError(f"{error}: {said[-1]}") from None

@@ -186,7 +186,7 @@ class Printing:
             wait_until(printed, f"{count} lines", seconds=180, pause=0.05)
         except AssertionError as error:
             self._process.send_signal(signal.SIGABRT)  # Python says where it is then.
-            self._process.wait()
+            self._process.wait(10)
             told = [*self.lines()[-5:], self._errors.read_text(errors="replace")[-6000:]]
             raise AssertionError("\n".join([str(error), *told])) from None
         return self.lines()
