@@ -312,7 +312,6 @@ MUTANTS = (
         ],
         [
             f"{_PUBLISHER}::test_a_refused_announcement_is_an_alarm_and_holds_up_no_other",
-            _PUBLISHER_MODEL,
             f"{_LIMITS}::test_a_dead_event_whose_announcement_is_refused_holds_up_no_other",
         ],
     ),
