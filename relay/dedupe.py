@@ -20,7 +20,7 @@ _BUCKETS = 4096
 _SLICES = 4
 
 
-@dataclass
+@dataclass(slots=True)
 class Repeat:
     """What is remembered of an event whose like may come again."""
 
