@@ -1,7 +1,9 @@
 """What is true when Kafka has lost the watermark of a spool: nothing is lost, and what comes twice is known."""
 
 import json
+from collections.abc import Callable
 
+import pytest
 from acceptance.bodies import message, new_chat
 from acceptance.conftest import MakeRelay
 from acceptance.http_client import post
@@ -11,12 +13,20 @@ from oracle import Sent, judge, read_topics
 from relay_process import RelayProcess, run_relay, wait_until
 
 
-def lose_the_watermarks(kafka: FoundKafka, relay: RelayProcess) -> None:
+def delete_topic(kafka: FoundKafka, relay: RelayProcess) -> None:
     topic = relay.settings["RELAY_WATERMARK_TOPIC"]
     admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
     for deleted in admin.delete_topics([topic]).values():
         deleted.result(30)
     wait_until(lambda: topic not in admin.list_topics(timeout=30).topics, "the topic is gone")
+
+
+def name_another(_: FoundKafka, relay: RelayProcess) -> None:
+    relay.settings["RELAY_WATERMARK_TOPIC"] += ".another"
+
+
+Lose = Callable[[FoundKafka, RelayProcess], None]
+in_each_way = pytest.mark.parametrize("lose_the_watermarks", [delete_topic, name_another])
 
 
 def deliver(relay: RelayProcess, chat: str, *numbers: int) -> list[Sent]:
@@ -32,8 +42,9 @@ def noted(relay: RelayProcess) -> int:
     return int(json.loads(ran.stdout)["published_sequence"])
 
 
+@in_each_way
 def test_after_an_orderly_stop_a_lost_watermark_is_told_and_doubles_nothing(
-    kafka: FoundKafka, make_relay: MakeRelay
+    kafka: FoundKafka, make_relay: MakeRelay, lose_the_watermarks: Lose
 ) -> None:
     relay = make_relay(kafka).start(connected=True)
     chat = new_chat()
@@ -53,8 +64,9 @@ def test_after_an_orderly_stop_a_lost_watermark_is_told_and_doubles_nothing(
     assert not relay.log("watermark_lost")
 
 
+@in_each_way
 def test_after_a_crash_a_lost_watermark_doubles_what_the_spool_had_not_noted_and_nothing_else(
-    kafka: FoundKafka, make_relay: MakeRelay
+    kafka: FoundKafka, make_relay: MakeRelay, lose_the_watermarks: Lose
 ) -> None:
     relay = make_relay(kafka).start(connected=True)
     chat, topic = new_chat(), relay.settings["RELAY_TOPIC"]
