@@ -573,6 +573,22 @@ async def test_one_refused_event_is_found_buried_and_announced_in_its_place(
     assert value("relay_publish_errors_total", {"error": "refused"}) == refusals
 
 
+@pytest.mark.parametrize("place", [0, 333, 999])
+@pytest.mark.parametrize(("padding", "at_most"), [(500, 3), (0, 10)])
+async def test_it_takes_three_new_connections_to_find_the_largest_and_about_ten_to_find_any_other(
+    spool: Spool, kafka: FakeKafka, make_event: MakeEvent, until: Until, *, padding: int, at_most: int, place: int
+) -> None:
+    kafka.batches = lambda count: [range(start, min(start + 250, count)) for start in range(0, count, 250)]
+    events = [make_event(number, padding=100) for number in range(1000)]
+    events[place] = make_event(place, padding=padding)
+    events[place] = events[place]._replace(body=events[place].body + POISON)
+    await fill(spool, events)
+    async with publishing(spool, kafka):
+        await until(lambda: spool.depth == 0)
+    assert len(spool.dead) == 1
+    assert len(kafka.producers) - 1 <= at_most
+
+
 async def test_a_refused_announcement_is_an_alarm_and_holds_up_no_other(
     spool: Spool, kafka: FakeKafka, make_event: MakeEvent, until: Until, *, caplog: pytest.LogCaptureFixture
 ) -> None:
