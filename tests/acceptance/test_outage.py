@@ -18,6 +18,7 @@ from oracle import Sent, judge, read_topics
 from relay_process import RelayProcess, run_relay, wait_until
 
 from relay.dev.kafka import LocalKafka
+from relay.files import RESERVE_BYTES
 
 #: How long Kafka is away: longer than a transaction may take, so that its producer is given up. The long run: 60.
 OUTAGE_SECONDS = float(os.environ.get("RELAY_TEST_OUTAGE_SECONDS", "22"))
@@ -164,9 +165,7 @@ def test_a_relay_that_is_started_on_a_full_disk_publishes_what_is_spooled(
     assert post(relay.port, body).status == 200
     assert relay.stop() == 0  # An orderly stop leaves no files beside the spool's: the next start must make them.
     assert not (small_disk / "relay.db-wal").exists()
-    with contextlib.suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as filler:
-        while filler.write(bytes(4096)):
-            pass
+    fill(small_disk)
 
     relay.start()
 
@@ -188,9 +187,7 @@ def test_an_event_that_kafka_refuses_holds_up_no_other_while_the_disk_is_full(
     refused = message(new_chat(), text="x" * 500_000)
     assert post(relay.port, refused).status == 200
     sent, _ = send_until_refused(relay)
-    with contextlib.suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as filler:
-        while filler.write(bytes(4096)):
-            pass
+    fill(small_disk)
 
     broker.start()
 
@@ -199,6 +196,46 @@ def test_an_event_that_kafka_refuses_holds_up_no_other_while_the_disk_is_full(
     shown = run_relay(relay.directory, "dead", "export", settings=relay.settings).stdout
     assert [json.loads(line)["body"].encode() for line in shown.splitlines()] == [refused]
     assert relay.stop() == 0
+
+
+def test_an_event_that_kafka_refuses_and_that_is_larger_than_the_reserve_waits_on_a_full_disk_until_there_is_room(
+    breakable_kafka: LocalKafka, make_relay: MakeRelay, small_disk: Path
+) -> None:
+    (broker,) = breakable_kafka.brokers
+    relay = make_relay(
+        breakable_kafka,
+        RELAY_SPOOL_PATH=str(small_disk / "relay.db"),
+        RELAY_KAFKA_COMPRESSION="none",
+        RELAY_DRAIN_SECONDS="0",
+    )
+    assert mount("-o", "remount,size=30m", small_disk).returncode == 0
+    breakable_kafka.create_topics(relay.settings["RELAY_TOPIC"], partitions=1, config={"max.message.bytes": "50000"})
+    relay.start(connected=True)
+    broker.kill()
+    refused, other = message(new_chat(), text="x" * 2 * RESERVE_BYTES), message(new_chat())
+    assert [post(relay.port, body).status for body in (refused, other)] == [200, 200]
+    assert relay.stop() == 0  # Or the write-ahead log has the room already.
+    filler = fill(small_disk)
+    broker.start()
+
+    relay.start()
+
+    wait_until(lambda: "full" in (relay.status()["kafka"]["error"] or ""), "it says that the disk is full", seconds=60)
+    assert (relay.status()["spool"]["events"], relay.status()["spool"]["dead_events"]) == (2, 0)
+    filler.unlink()
+    relay.wait_until_drained()
+    assert not faults(breakable_kafka, relay, [Sent(other)])
+    shown = run_relay(relay.directory, "dead", "export", settings=relay.settings).stdout
+    assert [json.loads(line)["body"].encode() for line in shown.splitlines()] == [refused]
+    assert relay.stop() == 0
+
+
+def fill(disk: Path) -> Path:
+    """Leaves no room on it; returns the file that has it all."""
+    with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
+        while filler.write(bytes(4096)):
+            pass
+    return disk / "filler"
 
 
 @pytest.mark.parametrize(
