@@ -1,4 +1,8 @@
-"""The webhook's port: as many connections are accepted as come, however long a turn of the event loop takes."""
+"""
+The webhook's port: several connections are accepted in a turn of the event loop, however long that takes.
+
+Knows nothing of what is served there: that is for who gives the runner.
+"""
 
 import asyncio
 import socket

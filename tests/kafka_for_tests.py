@@ -73,8 +73,10 @@ def set_topic_config(servers: str, topic: str, name: str, value: str) -> None:
     known: Any = admin  # Not all of it is declared.
     entry = known.ConfigEntry(name, value, incremental_operation=known.AlterConfigOpType.SET)
     changed = known.ConfigResource(known.ResourceType.TOPIC, topic, incremental_configs=[entry])
+    failure = ""
 
     def is_set() -> bool:
+        nonlocal failure
         # A client anew each time: a broker that was just frozen or down has left one waiting for half a minute.
         client = known.AdminClient({"bootstrap.servers": servers})
         try:
@@ -83,11 +85,10 @@ def set_topic_config(servers: str, topic: str, name: str, value: str) -> None:
             (described,) = client.describe_configs([known.ConfigResource(known.ResourceType.TOPIC, topic)]).values()
             return bool(described.result(10)[name].value == value)
         except (KafkaException, TimeoutError) as error:
-            said.append(repr(error))
+            failure = repr(error)
             return False
 
-    said = [""]
     try:
         wait_until(is_set, f"{name} of {topic} is {value}", seconds=60)
     except AssertionError as error:
-        raise AssertionError(f"{error}: {said[-1]}") from None
+        raise AssertionError(f"{error}: {failure}") from None
